@@ -1,0 +1,10 @@
+"""Minimax: the games behind adversarial examples and generative adversarial networks.
+
+The chapters of the book import this package. Each public function says which chapter
+introduces it.
+"""
+
+from minimax.claims import ClaimFailed, claim, table
+from minimax.scale import at_scale, seed
+
+__all__ = ["ClaimFailed", "at_scale", "claim", "seed", "table"]

@@ -1,0 +1,6 @@
+"""Attacks: the perturbation moves, the classifier is held fixed."""
+
+from minimax.attacks.gradient import fgsm, input_gradient, pgd
+from minimax.attacks.minimal import carlini_wagner, lbfgs
+
+__all__ = ["carlini_wagner", "fgsm", "input_gradient", "lbfgs", "pgd"]

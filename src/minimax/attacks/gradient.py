@@ -1,0 +1,291 @@
+"""Gradient attacks inside a ball of radius ε around the image: FGSM and PGD.
+
+Images are float tensors in [0, 1] of shape (N, …); ε is in the same pixel units. Introduced in the
+chapter *Adversarial examples*.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from minimax.errors import (
+    check_choice,
+    check_count,
+    check_images,
+    check_logits,
+    check_number,
+    refuse,
+)
+
+TINY = 1e-12  # keeps a zero gradient's norm from dividing by zero
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Hold ``model`` fixed: evaluation mode, no gradient for its weights; all restored at the end.
+
+    Introduced in *Adversarial examples*.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(weight, weight.requires_grad) for weight in model.parameters()]
+    try:
+        model.eval().requires_grad_(False)
+        with torch.enable_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for weight, requires_grad in flags:
+            weight.requires_grad_(requires_grad)
+
+
+def input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Return ∇ₓ ℓ(x, y), the gradient of the cross-entropy, of the shape of ``x``.
+
+    ``x`` (N, …) holds images in [0, 1], ``y`` (N,) classes. The weights get no gradient. Raises
+    ValueError if either is out of range. Introduced in *Adversarial examples*.
+    """
+    check_images(x, y)
+    with frozen(model):
+        return _gradient(model, x, y)[0]
+
+
+def fgsm(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    epsilon: float | Sequence[float],
+    *,
+    targeted: bool = False,
+    batch_size: int = 1024,
+) -> Tensor:
+    """Return x + ε·sign(∇ₓ ℓ), clipped to [0, 1]: the fast gradient sign method.
+
+    Goodfellow, Shlens and Szegedy (2015), section 4. ``x`` has shape (N, …), ``y`` (N,) holds the
+    true classes or, if ``targeted``, the wanted ones (the step then goes down the loss). The
+    result has the shape of ``x``; for a sequence of E values of ε it is (E, N, …), from a single
+    gradient. Raises ValueError for arguments out of range. Introduced in *Adversarial examples*.
+    """
+    check_images(x, y)
+    radii = _epsilons(epsilon, x)
+    check_count("batch_size", batch_size)
+    with frozen(model):
+        parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
+        sign = torch.cat([_gradient(model, *part)[0].sign() for part in parts])
+    step = -sign if targeted else sign
+    adversarial = (x.detach() + _per_image(radii, step[None]) * step).clamp_(0, 1)
+    return adversarial if isinstance(epsilon, Sequence) else adversarial[0]
+
+
+def pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    epsilon: float | Sequence[float],
+    *,
+    norm: str = "linf",
+    steps: int = 40,
+    step_size: float | None = None,
+    random_start: bool = True,
+    start: Tensor | None = None,
+    restarts: int = 1,
+    targeted: bool = False,
+    momentum: float = 0.0,
+    until_fooled: bool = False,
+    generator: torch.Generator | None = None,
+    batch_size: int = 1024,
+) -> Tensor:
+    """Return the images after projected gradient ascent on the loss inside the ε-ball.
+
+    Madry et al. (2018), section 2.1. With ``random_start=False`` it is the basic iterative method
+    of Kurakin et al. (2017); with ``momentum`` μ > 0 that of Dong et al. (2018), equations 6 and 7.
+
+    Shapes: ``x`` (N, …), ``y`` (N,) (true classes, or the wanted ones if ``targeted``). The result
+    has the shape of ``x``, or (E, N, …) for a sequence of E values of ε, attacked side by side.
+    ``norm`` is "linf" or "l2"; ε and ``step_size`` (default 2.5·ε/steps) are in pixels of [0, 1]
+    under that norm. ``start``, of the shape of ``x``, replaces the random start and is projected
+    into the ball. Of several ``restarts`` the first that fools the model counts, else the one with
+    the highest loss. With ``until_fooled`` an image leaves the batch as soon as the model is
+    fooled; without, every image takes all steps. Random numbers come from ``generator``, or from
+    torch's global one. ``batch_size`` images, counted once per ε, go through the model at a time.
+    Raises ValueError for arguments out of range. Introduced in *Adversarial examples*.
+    """
+    check_images(x, y)
+    check_choice("norm", norm, tuple(BALLS))
+    for name, count in (("steps", steps), ("restarts", restarts), ("batch_size", batch_size)):
+        check_count(name, count)
+    check_number("momentum", momentum)
+    if start is not None and start.shape != x.shape:
+        refuse("start", tuple(start.shape), f"a tensor of the shape of x, {tuple(x.shape)}")
+
+    radii = _epsilons(epsilon, x)
+    size = check_number("step_size", step_size) if step_size is not None else None
+    ascent = _Ascent(model, BALLS[norm], steps, -1 if targeted else 1, momentum, until_fooled)
+
+    def repeated(tensor: Tensor) -> Tensor:
+        return tensor.detach().repeat(len(radii), *[1] * (tensor.dim() - 1))
+
+    radius = radii.repeat_interleave(len(x))
+    step = torch.full_like(radius, size) if size is not None else radius * (2.5 / steps)
+    batch = [repeated(x), repeated(y), _per_image(radius, x), _per_image(step, x)]
+    starts = batch[0] if start is None else repeated(start)
+    sample = random_start and start is None
+
+    adversarial = []
+    with frozen(model):
+        for *chunk, first in zip(*(t.split(batch_size) for t in [*batch, starts]), strict=True):
+            found = ascent.best_of(restarts, _Batch(*chunk), first, sample, generator)
+            adversarial.append(found)
+    result = torch.cat(adversarial).view(len(radii), *x.shape)
+    return result if isinstance(epsilon, Sequence) else result[0]
+
+
+class _Linf:
+    """The ball max|δ| ≤ ε."""
+
+    @staticmethod
+    def direction(gradient: Tensor) -> Tensor:
+        return gradient.sign()
+
+    @staticmethod
+    def project(point: Tensor, x: Tensor, radius: Tensor) -> Tensor:
+        return (x + (point - x).clamp(-radius, radius)).clamp(0, 1)
+
+    @staticmethod
+    def sample(x: Tensor, radius: Tensor, generator: torch.Generator | None) -> Tensor:
+        noise = torch.empty_like(x).uniform_(-1, 1, generator=generator)
+        return (x + radius * noise).clamp(0, 1)
+
+
+class _L2:
+    """The ball ‖δ‖₂ ≤ ε."""
+
+    @staticmethod
+    def direction(gradient: Tensor) -> Tensor:
+        return gradient / _norm(gradient)
+
+    @staticmethod
+    def project(point: Tensor, x: Tensor, radius: Tensor) -> Tensor:
+        delta = point - x
+        return (x + delta * (radius / _norm(delta)).clamp(max=1)).clamp(0, 1)
+
+    @staticmethod
+    def sample(x: Tensor, radius: Tensor, generator: torch.Generator | None) -> Tensor:
+        noise = torch.empty_like(x).normal_(generator=generator)
+        share = torch.empty_like(radius).uniform_(generator=generator) ** (1 / x[0].numel())
+        return (x + radius * share * noise / _norm(noise)).clamp(0, 1)
+
+
+BALLS: dict[str, type[_Linf] | type[_L2]] = {"linf": _Linf, "l2": _L2}
+
+
+class _Batch(NamedTuple):
+    """What belongs to each image, so that images can leave together with it."""
+
+    x: Tensor
+    y: Tensor
+    radius: Tensor
+    step: Tensor
+
+    def only(self, chosen: Tensor) -> "_Batch":
+        return _Batch(*(part[chosen] for part in self))
+
+
+class _Ascent(NamedTuple):
+    model: nn.Module
+    ball: type[_Linf] | type[_L2]
+    steps: int
+    sign: int
+    momentum: float
+    until_fooled: bool
+
+    def run(self, batch: _Batch, start: Tensor) -> Tensor:
+        """Take the steps from ``start``; return where each image ended."""
+        result, point = start.clone(), start
+        left = torch.arange(len(start), device=start.device)
+        velocity = torch.zeros_like(start)
+        for _ in range(self.steps):
+            gradient, logits = _gradient(self.model, point, batch.y)
+            if self.until_fooled:
+                result[left] = point
+                stay = ~self.fooled(logits, batch.y)
+                left, batch, point = left[stay], batch.only(stay), point[stay]
+                gradient, velocity = gradient[stay], velocity[stay]
+                if len(left) == 0:
+                    break
+            if self.momentum:
+                velocity = self.momentum * velocity + gradient / _norm(gradient, 1)
+                gradient = velocity
+            moved = point + self.sign * batch.step * self.ball.direction(gradient)
+            point = self.ball.project(moved, batch.x, batch.radius)
+        result[left] = point
+        return result
+
+    def best_of(
+        self,
+        restarts: int,
+        batch: _Batch,
+        start: Tensor,
+        sample: bool,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Run ``restarts`` times and keep each image's best end."""
+        best = batch.x.clone()
+        score = torch.full_like(best[(slice(None), *[0] * (best.dim() - 1))], -torch.inf)
+        left = torch.arange(len(best), device=best.device)
+        for _ in range(restarts):
+            now = batch.only(left)
+            first = self.ball.sample(now.x, now.radius, generator) if sample else start[left]
+            end = self.run(now, self.ball.project(first, now.x, now.radius))
+            if restarts == 1:
+                return end
+            new = self.score(end, now.y)
+            better = new > score[left]
+            best[left[better]], score[left[better]] = end[better], new[better]
+            if self.until_fooled:
+                left = left[score[left] < torch.inf]
+                if len(left) == 0:
+                    break
+        return best
+
+    def fooled(self, logits: Tensor, y: Tensor) -> Tensor:
+        hit = logits.argmax(1) == y
+        return hit if self.sign < 0 else ~hit
+
+    @torch.no_grad()
+    def score(self, point: Tensor, y: Tensor) -> Tensor:
+        """Return each image's loss, from the attacker's side, and ∞ where the model is fooled."""
+        logits = self.model(point)
+        loss = self.sign * cross_entropy(logits, y, reduction="none")
+        return loss.masked_fill(self.fooled(logits, y), torch.inf)
+
+
+def _gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradient at ``x`` and the logits there, ``model`` being frozen."""
+    x = x.detach().requires_grad_()
+    logits = model(x)
+    check_logits(logits, y)
+    loss = cross_entropy(logits, y, reduction="sum")  # no image's gradient depends on the others
+    return torch.autograd.grad(loss, x)[0], logits.detach()
+
+
+def _norm(delta: Tensor, p: float = 2) -> Tensor:
+    """Return each image's p-norm, shaped to divide ``delta``."""
+    return _per_image(torch.linalg.vector_norm(delta.flatten(1), p, dim=1), delta).clamp(min=TINY)
+
+
+def _per_image(values: Tensor, x: Tensor) -> Tensor:
+    """Return one value per image, shaped to broadcast over the pixels of ``x``."""
+    return values.view(-1, *[1] * (x.dim() - 1))
+
+
+def _epsilons(epsilon: float | Sequence[float], x: Tensor) -> Tensor:
+    """Return ε as a tensor of one value per requested ball."""
+    values = epsilon if isinstance(epsilon, Sequence) else [epsilon]
+    if not len(values):
+        refuse("epsilon", epsilon, "a number or a non-empty sequence of numbers")
+    return torch.tensor([check_number("epsilon", v) for v in values], dtype=x.dtype).to(x.device)

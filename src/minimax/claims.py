@@ -1,0 +1,111 @@
+"""Claims and tables: what a chapter says, checked by the machine and listed in the results page."""
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from IPython.display import display
+
+Bundle = tuple[dict[str, str], dict[str, Any]]
+
+
+class ClaimFailed(AssertionError):
+    """A sentence of the book turned out to be false in this run."""
+
+
+def claim(statement: str, holds: object, **evidence: object) -> None:
+    """Print ``statement`` with its evidence, or raise if it does not hold.
+
+    ``holds`` is anything with a truth value; ``evidence`` are the numbers it rests on.
+    Raises ClaimFailed, with the same text, when the statement is false, and ValueError when
+    there is no evidence. Introduced in *How to use this book*.
+    """
+    if not evidence:
+        raise ValueError(f"claim {statement!r} has no evidence; name at least one number.")
+    holds = bool(holds)
+    if not holds:
+        raise ClaimFailed(_as_text("✗", statement, evidence))
+    display(_Claim(statement, evidence))
+
+
+def table(rows: Sequence[Mapping[str, object]], *, caption: str, source: str | None = None) -> None:
+    """Show ``rows`` (each maps a column's name to its value) as a table with a caption.
+
+    A cell that is missing or None shows as "–". ``source`` names what the table belongs to in the
+    results page and in recorded runs; without it the table stays in the chapter.
+    Raises ValueError if there is no row. Introduced in *How to use this book*.
+    """
+    if not rows:
+        raise ValueError(f"table {caption!r} has no rows; give at least one.")
+    display(_Table([dict(row) for row in rows], caption, source))
+
+
+def number(value: object) -> str:
+    """Return ``value`` as the book prints it: four significant digits for a float, "–" for None.
+
+    Introduced in *How to use this book*.
+    """
+    if hasattr(value, "tolist"):  # a tensor, an array or one of their scalars
+        value = value.tolist()
+    if value is None:
+        return "–"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {number(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(number(item) for item in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _as_text(mark: str, statement: str, evidence: Mapping[str, object]) -> str:
+    shown = ", ".join(f"{name} = {number(value)}" for name, value in evidence.items())
+    return f"{mark} {statement}  [{shown}]"
+
+
+class _Claim:
+    def __init__(self, statement: str, evidence: Mapping[str, object]) -> None:
+        self.statement = statement
+        self.evidence = {name: number(value) for name, value in evidence.items()}
+
+    def __repr__(self) -> str:
+        return _as_text("✓", self.statement, self.evidence)
+
+    def _repr_mimebundle_(self, **_: object) -> Bundle:
+        shown = ", ".join(
+            f"{html.escape(name.replace('_', ' '))} = {html.escape(value)}"
+            for name, value in self.evidence.items()
+        )
+        markup = (
+            '<p style="border-left:.25em solid #2a9d5c;padding:.2em .8em;margin:.4em 0">'
+            f"<strong>✓</strong> {html.escape(self.statement)} "
+            f'<span style="opacity:.75">({shown})</span></p>'
+        )
+        record = {"statement": self.statement, "evidence": self.evidence}
+        return {"text/plain": repr(self), "text/html": markup}, {"minimax_claim": record}
+
+
+class _Table:
+    def __init__(self, rows: list[dict[str, object]], caption: str, source: str | None) -> None:
+        self.columns = list(dict.fromkeys(column for row in rows for column in row))
+        self.rows = [[number(row.get(column)) for column in self.columns] for row in rows]
+        self.caption, self.source = caption, source
+
+    def __repr__(self) -> str:
+        lines = [self.columns, *self.rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
+        text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
+        return "\n".join([self.caption, *text])
+
+    def _repr_mimebundle_(self, **_: object) -> Bundle:
+        head = "".join(f'<th scope="col">{html.escape(c)}</th>' for c in self.columns)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>"
+            for row in self.rows
+        )
+        markup = (
+            '<table class="table"><caption style="caption-side:top">'
+            f"{html.escape(self.caption)}</caption>"
+            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        )
+        record = {"caption": self.caption, "columns": self.columns, "rows": self.rows}
+        data = {"text/plain": repr(self), "text/html": markup}
+        return data, {"minimax_table": record | {"source": self.source}} if self.source else {}
