@@ -166,7 +166,7 @@ class _L2:
 
     @staticmethod
     def direction(gradient: Tensor) -> Tensor:
-        return gradient / _norm(gradient)
+        return gradient * (1 / _norm(gradient))
 
     @staticmethod
     def project(point: Tensor, x: Tensor, radius: Tensor) -> Tensor:

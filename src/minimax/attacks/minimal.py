@@ -6,6 +6,7 @@ Images are float tensors in [0, 1] of shape (N, …). Introduced in *Adversarial
 import numpy as np
 import torch
 from scipy.optimize import Bounds, minimize
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
@@ -36,7 +37,8 @@ def lbfgs(
     check_count("search_steps", search_steps, at_least=0)
     check_count("iterations", iterations)
     check_number("c", c, at_least=1e-12)
-    with frozen(model):
+    # SciPy's and torch's threads, taking turns on the same cores, would stall each other
+    with frozen(model), threadpool_limits(1, "blas"):
         pairs = zip(x.split(1), target.split(1), strict=True)
         found = [_lbfgs_one(model, *pair, search_steps, iterations, c) for pair in pairs]
     return torch.cat(found)

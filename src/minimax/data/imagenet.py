@@ -1,0 +1,112 @@
+"""ImageNet as the book needs it: torchvision's SqueezeNet, its labels, and a few photographs."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.models import SqueezeNet1_0_Weights, SqueezeNet1_1_Weights
+from torchvision.models import squeezenet1_0 as _squeezenet1_0
+from torchvision.models import squeezenet1_1 as _squeezenet1_1
+from torchvision.transforms import v2
+
+from minimax.data.places import Need, find, places, reading, whole
+from minimax.errors import check_choice
+from minimax.networks import Normalise
+
+PHOTOGRAPHS = Need("imagenet_photographs", "5 MB, 40 photographs", "photographs")
+NETWORKS = {
+    "1_0": (_squeezenet1_0, SqueezeNet1_0_Weights.IMAGENET1K_V1),
+    "1_1": (_squeezenet1_1, SqueezeNet1_1_Weights.IMAGENET1K_V1),
+}
+# The preprocessing that torchvision documents for these weights; a photograph stays in [0, 1].
+AS_INPUT = v2.Compose(
+    [
+        v2.Resize(256, antialias=True),
+        v2.CenterCrop(224),
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+    ]
+)
+
+
+class Pretrained(NamedTuple):
+    """A network that takes images in [0, 1], its 1,000 labels, and where its weights came from."""
+
+    network: nn.Module
+    labels: list[str]
+    origin: str
+
+
+def squeezenet(version: str = "1_1", *, download: bool = False) -> Pretrained:
+    """Return torchvision's SqueezeNet 1.0 or 1.1 with its ImageNet weights (5 MB).
+
+    The weights are looked for in the places of ``load`` (as ``torch_home/hub/checkpoints/…`` or
+    in the cache), then in torch's own cache, then, if ``download``, fetched from torchvision's
+    address and checked against the hash in their name. Normalisation happens inside the network.
+    Raises DataError if they can't be had or are damaged, ValueError for an unknown version.
+    Introduced in *Adversarial examples*.
+    """
+    check_choice("version", version, tuple(NETWORKS))
+    build, weights = NETWORKS[version]
+    need = Need(f"squeezenet{version} weights", "5 MB", "")
+    path = _weights_file(need, weights.url, download)
+    with reading(need, path):
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        network = build()
+        network.load_state_dict(state)
+    mean_sd = weights.transforms()
+    model = nn.Sequential(Normalise(mean_sd.mean, mean_sd.std), network).eval()
+    return Pretrained(model, list(weights.meta["categories"]), _origin(path))
+
+
+def _weights_file(need: Need, url: str, download: bool) -> Path:
+    name = url.rsplit("/", 1)[1]
+    hub = Path(torch.hub.get_dir())
+    candidates = [place / "torch_home/hub/checkpoints" / name for place in places()]
+    for path in [*candidates, hub / "checkpoints" / name]:
+        if path.exists():
+            return path
+    if not download:
+        raise need.missing("a download was not asked for")
+
+    def fetch(folder: Path) -> Path:
+        try:
+            torch.hub.download_url_to_file(
+                url, str(folder / name), hash_prefix=name.split("-")[1].split(".")[0]
+            )
+        except (OSError, RuntimeError) as error:
+            if getattr(error, "errno", None):
+                raise
+            raise need.missing(f"the download failed ({url}: {error})") from error
+        return folder / name
+
+    return whole(need, candidates[-1], fetch)
+
+
+def _origin(path: Path) -> str:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest.startswith(path.stem.split("-")[1]):
+        return "torchvision's file"
+    return f"a converted copy of torchvision's weights (SHA-256 {digest[:8]}…)"
+
+
+def load_photographs() -> tuple[Tensor, Tensor, list[str]]:
+    """Return the 40 photographs (40, 3, 224, 224), their ImageNet classes and their names.
+
+    They were kept because four networks label them correctly: accuracy on them means nothing.
+    """
+    index = find(PHOTOGRAPHS, "photos/samples.json")
+    with reading(PHOTOGRAPHS, index):
+        samples = json.loads(index.read_text("utf-8"))
+        y = torch.tensor([sample["index"] for sample in samples])
+        names = [sample["label"] for sample in samples]
+    return torch.stack([_photograph(index.parent / s["file"]) for s in samples]), y, names
+
+
+def _photograph(path: Path) -> Tensor:
+    with reading(PHOTOGRAPHS, path), Image.open(path) as image:
+        return AS_INPUT(image.convert("RGB"))

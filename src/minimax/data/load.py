@@ -1,0 +1,362 @@
+"""``load``: one call for every data set of the book."""
+
+import gzip
+import io
+import os
+import tarfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+import torch
+from PIL import Image
+from sklearn import datasets as sklearn_datasets
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import datasets as tv
+from torchvision.transforms import v2
+
+from minimax.data import imagenet, mixtures
+from minimax.data.messages import Messages, drawn_messages, sms_spam
+from minimax.data.places import Need, cache, find, places, reading, verified, whole
+from minimax.errors import check_choice, check_count
+
+Reader = Callable[..., "Data | Messages | Dataset[Any]"]
+
+
+@dataclass(frozen=True)
+class Data(Dataset[tuple[Tensor, Tensor]]):
+    """Points ``x`` (N, …), images in [0, 1] among them, and classes ``y`` (N,); all in memory.
+
+    ``classes`` names the values of ``y``; ``extras`` holds what else is known of each point or of
+    the distribution. ``data[i]`` is the pair (x, y), so a DataLoader takes it as it is.
+    Introduced in *How to use this book*.
+    """
+
+    x: Tensor
+    y: Tensor
+    classes: tuple[str, ...] = ()
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: Any) -> tuple[Tensor, Tensor]:
+        return self.x[index], self.y[index]
+
+
+def load(name: str, split: str = "train", **options: Any) -> Any:
+    """Return the data set ``name``, its ``split`` being "train" or "test".
+
+    Embedded: digits (option ``size``, in pixels), photographs, ring, grid, high_dimensional,
+    one_dimensional, messages. Downloaded through torchvision and kept in the cache: mnist,
+    fashion_mnist, cifar10, svhn, gtsrb, celeba. Only from the folder MINIMAX_DATA: lsun_bedroom,
+    and the local forms cifar10_jpeg, cifar10_lossless, cmu_faces, facades, gtsrb_subset,
+    imagenet_photographs, sms_spam. The result is a ``Data`` with images as float32 in [0, 1] of
+    shape (N, channels, height, width); celeba and lsun_bedroom, too large for memory, are
+    torchvision's own data sets of such images (option ``size``), and the two with texts are
+    ``Messages``. Raises ValueError for an unknown name, split or option; DataError if the data
+    can't be had or are damaged. Introduced in *How to use this book*.
+    """
+    check_choice("name", name, names())
+    check_choice("split", split, ("train", "test"))
+    reader = READERS[name]
+    allowed = set(OPTIONS.get(name, ()))
+    if unknown := sorted(set(options) - allowed):
+        takes = ", ".join(sorted(allowed)) or "none"
+        raise ValueError(f"load({name!r}) has no option {unknown[0]!r}; it takes: {takes}.")
+    return reader(split, **options)
+
+
+def names() -> tuple[str, ...]:
+    """Return the names that ``load`` knows. Introduced in *How to use this book*."""
+    return tuple(READERS)
+
+
+def _pixels(array: np.ndarray) -> Tensor:
+    """Return (N, H, W) or (N, H, W, 3) bytes as images (N, channels, H, W) in [0, 1]."""
+    images = torch.from_numpy(np.ascontiguousarray(array))
+    images = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2)
+    return images.float().div_(255).contiguous()
+
+
+def _labels(array: Any) -> Tensor:
+    return torch.as_tensor(np.asarray(array), dtype=torch.long)
+
+
+# --- embedded -------------------------------------------------------------------------------
+
+
+def _digits(split: str, size: int = 8) -> Data:
+    """scikit-learn's 1,797 handwritten digits of 8×8 pixels; every fifth one is for test."""
+    check_count("size", size, at_least=8)
+    digits = sklearn_datasets.load_digits()
+    test = np.arange(len(digits.target)) % 5 == 0
+    chosen = test if split == "test" else ~test
+    x = torch.from_numpy(digits.images[chosen]).float().div(16).unsqueeze(1)
+    if size != 8:
+        x = torch.nn.functional.interpolate(x, (size, size), mode="bilinear").clamp(0, 1)
+    return Data(x, _labels(digits.target[chosen]), tuple("0123456789"))
+
+
+def _photographs(split: str) -> Data:
+    """scikit-learn's two photographs, as SqueezeNet wants them: 224×224."""
+    images = sklearn_datasets.load_sample_images().images
+    x = torch.stack([imagenet.AS_INPUT(Image.fromarray(image)) for image in images])
+    return Data(x, torch.arange(2), ("temple", "flower"))
+
+
+def _mixture(sampler: Callable[..., Any], split: str, **options: Any) -> Data:
+    x, y, extras = sampler(split, **options)
+    return Data(x, y, (), extras)
+
+
+# --- downloaded through torchvision ---------------------------------------------------------
+
+
+def _idx(need: Need, dataset: type[tv.MNIST], split: str) -> Data:
+    """Read MNIST's format from its four gzip files, each checked against torchvision's MD5."""
+    files = dict(dataset.resources)
+    kind = "train" if split == "train" else "t10k"
+
+    def read(part: str, header: int) -> np.ndarray:
+        filename = f"{kind}-{part}.gz"
+        urls = [mirror + filename for mirror in dataset.mirrors]
+        path = verified(need, f"{dataset.__name__}/raw/{filename}", files[filename], urls)
+        with reading(need, path):
+            return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header)
+
+    x = _pixels(read("images-idx3-ubyte", 16).reshape(-1, 28, 28))
+    return Data(x, _labels(read("labels-idx1-ubyte", 8)), tuple(dataset.classes))
+
+
+def _torchvision(need: Need, marker: str, build: Callable[..., Any]) -> Any:
+    """Return ``build(root)`` of the first place that holds ``marker``; else download it whole."""
+    for place in places():
+        root = place if place != cache() else cache() / need.name
+        if (root / marker).exists():
+            with reading(need, root / marker):
+                return build(root=str(root), download=False)
+
+    def fetch(folder: Path) -> Path:
+        try:
+            build(root=str(folder / need.name), download=True)
+        except (OSError, RuntimeError, ValueError) as error:
+            if getattr(error, "errno", None):
+                raise
+            raise need.missing(f"the download failed ({error})") from error
+        return folder / need.name
+
+    root = whole(need, cache() / need.name, fetch)
+    return build(root=str(root), download=False)
+
+
+def _cifar10(split: str) -> Data:
+    """CIFAR-10; torchvision checks the MD5 of every batch file each time."""
+    build = partial(tv.CIFAR10, train=split == "train")
+    made = _torchvision(CIFAR10, "cifar-10-batches-py", build)
+    return Data(_pixels(made.data), _labels(made.targets), tuple(made.classes))
+
+
+def _svhn(split: str) -> Data:
+    """Street View House Numbers; torchvision checks the file's MD5 each time."""
+    made = _torchvision(SVHN, f"{split}_32x32.mat", partial(tv.SVHN, split=split))
+    return Data(_pixels(made.data.transpose(0, 2, 3, 1)), _labels(made.labels), tuple("0123456789"))
+
+
+def _gtsrb(split: str, size: int = 32) -> Data:
+    """The German traffic signs, resized to ``size``; training images know their track."""
+    check_count("size", size)
+    folder = "GTSRB/Training" if split == "train" else "GTSRB/Final_Test"
+    made = _torchvision(GTSRB, f"gtsrb/{folder}", partial(tv.GTSRB, split=split))
+    expected = {"train": 26640, "test": 12630}[split]
+    root = Path(made._base_folder)
+    if len(made) != expected:
+        raise GTSRB.damaged(root, f"{len(made)} images, not {expected}")
+    as_input = v2.Compose([v2.Resize((size, size)), v2.PILToTensor()])
+
+    def read(path: str) -> Tensor:
+        with reading(GTSRB, Path(path)), Image.open(path) as image:
+            return as_input(image.convert("RGB"))
+
+    x = torch.stack([read(path) for path, _ in made._samples]).float().div_(255)
+    y = _labels([label for _, label in made._samples])
+    if split == "test":
+        return Data(x, y)
+    track = _labels([int(Path(path).name.split("_")[0]) for path, _ in made._samples])
+    return Data(x, y, (), {"track": track})
+
+
+def _centre(size: int) -> v2.Compose:
+    """Return the transform of the large data sets: resize, cut the centre, scale to [0, 1]."""
+    check_count("size", size)
+    return v2.Compose(
+        [v2.Resize(size), v2.CenterCrop(size), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    )
+
+
+def _celeba(split: str, size: int = 64) -> Dataset[Any]:
+    """CelebA: pairs of an image and its 40 attributes, read from disk one by one."""
+    build = partial(tv.CelebA, split=split, transform=_centre(size))
+    made = _torchvision(CELEBA, "celeba", build)
+    folder = Path(made.root) / made.base_folder / "img_align_celeba"
+    if (count := sum(1 for _ in os.scandir(folder))) != 202_599:
+        raise CELEBA.damaged(folder, f"{count} images, not 202,599")
+    return made
+
+
+class _Bedrooms(Dataset[Tensor]):
+    """The images of an LSUN database. torchvision's reader would pickle its keys beside them."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path, self.as_input = path, _centre(size)
+        self.database = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
+        with self.database.begin() as transaction:
+            self.keys = list(transaction.cursor().iternext(values=False))
+        if not self.keys:
+            raise ValueError("it holds no images")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> Tensor:
+        with reading(LSUN, self.path), self.database.begin() as transaction:
+            with Image.open(io.BytesIO(transaction.get(self.keys[index]))) as image:
+                return self.as_input(image.convert("RGB"))
+
+
+def _lsun(split: str, size: int = 64) -> Dataset[Any]:
+    """LSUN bedrooms from their LMDB, read one by one; test is LSUN's validation set."""
+    path = find(LSUN, f"bedroom_{'train' if split == 'train' else 'val'}_lmdb")
+    with reading(LSUN, path):
+        return _Bedrooms(path, size)
+
+
+# --- local forms, only in the folder MINIMAX_DATA -------------------------------------------
+
+
+def _arrays(need: Need, relative: str) -> dict[str, np.ndarray]:
+    path = find(need, relative)
+    with reading(need, path), np.load(path, allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}
+
+
+def _cifar10_jpeg(split: str) -> Data:
+    """CIFAR-10 as JPEG of quality 75: lossy, so no published number compares with it."""
+    path = find(CIFAR10_JPEG, "cifar10/cifar10_jpeg_q75.tar.xz")
+    images, labels = [], []
+    with reading(CIFAR10_JPEG, path), tarfile.open(path) as archive:
+        for member in archive:
+            kind, _, rest = member.name.partition("/")
+            if kind == split and member.isfile():
+                with Image.open(archive.extractfile(member)) as image:  # type: ignore[arg-type]
+                    images.append(np.asarray(image.convert("RGB")))
+                labels.append(CIFAR10_CLASSES.index(rest.split("/")[0]))
+    expected = {"train": 50_000, "test": 10_000}[split]
+    if len(images) != expected:
+        raise CIFAR10_JPEG.damaged(path, f"{len(images)} images, not {expected}")
+    return Data(_pixels(np.stack(images)), _labels(labels), CIFAR10_CLASSES)
+
+
+def _cifar10_lossless(split: str) -> Data:
+    """The first 4,000 training images of CIFAR-10, lossless; every fifth one is for test."""
+    file = _arrays(CIFAR10_LOSSLESS, "cifar10/cifar10_train_first4000_lossless.npz")
+    chosen = (np.arange(len(file["y"])) % 5 == 0) == (split == "test")
+    return Data(_pixels(file["x"][chosen]), _labels(file["y"][chosen]), CIFAR10_CLASSES)
+
+
+def _cmu_faces(split: str) -> Data:
+    """624 grey faces of 20 people; the label is the person; the last four people are for test."""
+    file = _arrays(CMU_FACES, "cmu_faces/cmu_faces_64x60.npz")
+    people, y = np.unique(file["user"], return_inverse=True)
+    chosen = (y >= 16) == (split == "test")
+    extras = {key: file[key][chosen] for key in ("pose", "expression", "eyes")}
+    return Data(_pixels(file["images"][chosen]), _labels(y[chosen]), tuple(people), extras)
+
+
+def _facades(split: str) -> Data:
+    """400 facades (N, 3, 256, 256); extras["labels"] are their label maps; every tenth for test."""
+    path = find(FACADES, "facades/facades_train_400.tar")
+    pairs = []
+    with reading(FACADES, path), tarfile.open(path) as archive:
+        members = [member for member in archive if member.name.endswith(".jpg")]
+        members.sort(key=lambda member: int(Path(member.name).stem))
+        for index, member in enumerate(members):
+            if (index % 10 == 0) == (split == "test"):
+                with Image.open(archive.extractfile(member)) as image:  # type: ignore[arg-type]
+                    pairs.append(np.asarray(image.convert("RGB")))
+    if len(members) != 400:
+        raise FACADES.damaged(path, f"{len(members)} pairs, not 400")
+    photograph, labels = _pixels(np.stack(pairs)).chunk(2, dim=3)
+    y = torch.zeros(len(photograph), dtype=torch.long)
+    return Data(photograph.contiguous(), y, ("facade",), {"labels": labels.contiguous()})
+
+
+def _gtsrb_subset(split: str, repaired: bool = True) -> Data:
+    """A part of GTSRB's training set, split by track; ``repaired=False`` leaves out mended files."""
+    file = _arrays(GTSRB_SUBSET, "gtsrb32/gtsrb32_subset.npz")
+    x, y, track, mended = (file[f"{k}_{split}"] for k in ("x", "y", "track", "repaired"))
+    kept = slice(None) if repaired else ~mended
+    extras = {"track": _labels(track[kept]), "repaired": torch.from_numpy(mended[kept])}
+    return Data(_pixels(x[kept]), _labels(y[kept]), (), extras)
+
+
+def _imagenet_photographs(split: str) -> Data:
+    """40 photographs that four networks label correctly; accuracy on them means nothing."""
+    x, y, labels = imagenet.load_photographs()
+    return Data(x, y, (), {"names": labels})
+
+
+CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
+MNIST = Need("mnist", "11 MB", "digits")
+FASHION_MNIST = Need("fashion_mnist", "30 MB", "digits")
+CIFAR10 = Need("cifar10", "170 MB", "digits")
+SVHN = Need("svhn", "250 MB", "digits")
+GTSRB = Need("gtsrb", "280 MB", "")
+CELEBA = Need("celeba", "1.4 GB", "")
+LSUN = Need("lsun_bedroom", "43 GB, from www.yf.io/p/lsun", "")
+CIFAR10_JPEG = Need("cifar10_jpeg", "18 MB", "digits")
+CIFAR10_LOSSLESS = Need("cifar10_lossless", "11 MB", "digits")
+CMU_FACES = Need("cmu_faces", "2 MB", "")
+FACADES = Need("facades", "20 MB", "")
+GTSRB_SUBSET = Need("gtsrb_subset", "15 MB", "")
+
+READERS: dict[str, Reader] = {
+    "digits": _digits,
+    "photographs": _photographs,
+    "ring": partial(_mixture, mixtures.ring),
+    "grid": partial(_mixture, mixtures.grid),
+    "high_dimensional": partial(_mixture, mixtures.high_dimensional),
+    "one_dimensional": partial(_mixture, mixtures.one_dimensional),
+    "messages": drawn_messages,
+    "mnist": partial(_idx, MNIST, tv.MNIST),
+    "fashion_mnist": partial(_idx, FASHION_MNIST, tv.FashionMNIST),
+    "cifar10": _cifar10,
+    "svhn": _svhn,
+    "gtsrb": _gtsrb,
+    "celeba": _celeba,
+    "lsun_bedroom": _lsun,
+    "cifar10_jpeg": _cifar10_jpeg,
+    "cifar10_lossless": _cifar10_lossless,
+    "cmu_faces": _cmu_faces,
+    "facades": _facades,
+    "gtsrb_subset": _gtsrb_subset,
+    "imagenet_photographs": _imagenet_photographs,
+    "sms_spam": sms_spam,
+}
+OPTIONS = {
+    "digits": ("size",),
+    "ring": ("count", "modes", "radius", "sd"),
+    "grid": ("count", "sd"),
+    "high_dimensional": ("count",),
+    "one_dimensional": ("count", "means", "sds", "weights"),
+    "messages": ("count",),
+    "gtsrb": ("size",),
+    "celeba": ("size",),
+    "lsun_bedroom": ("size",),
+    "gtsrb_subset": ("repaired",),
+}

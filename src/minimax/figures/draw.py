@@ -1,0 +1,117 @@
+"""Pictures that several chapters draw: grids of images, an image plus a perturbation, a timeline."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from minimax.errors import check_count, refuse
+
+YELLOW = "#f2b705"
+
+
+def image_grid(
+    images: Tensor,
+    *,
+    columns: int,
+    below: Sequence[str] | None = None,
+    left: Sequence[str] | None = None,
+    top: Sequence[str] | None = None,
+    outlined: Tensor | None = None,
+    width: float = 6.0,
+) -> Figure:
+    """Return a figure with ``images`` (N, channels, H, W) in [0, 1], row by row.
+
+    ``below`` is one text per image, ``left`` one per row, ``top`` one per column; ``outlined`` (N,)
+    marks the images that get a yellow outline; ``width`` is in inches. Raises ValueError if
+    ``images`` is no such batch. Introduced in *Adversarial examples*.
+    """
+    if images.dim() != 4 or len(images) == 0:
+        refuse("images", tuple(images.shape), "of shape (N, channels, height, width), N at least 1")
+    check_count("columns", columns)
+    height, across = images.shape[2:]
+    gap = max(2, across // (5 if below is None else 3))
+    tiles = make_grid(images.detach().float(), nrow=columns, padding=gap, pad_value=float("nan"))
+    grid = tiles.movedim(0, 2).clamp(0, 1).numpy()
+    opacity = ~np.isnan(grid[..., :1])  # the gaps are transparent: they show the page
+    grid = np.concatenate([np.nan_to_num(grid), opacity], axis=2)
+
+    figure, axes = plt.subplots(figsize=(width, width * grid.shape[0] / grid.shape[1]))
+    axes.imshow(grid)
+    axes.axis("off")
+    for index in range(len(images)):
+        row, column = divmod(index, columns)
+        x, y = gap + column * (across + gap), gap + row * (height + gap)
+        if below is not None:
+            axes.text(x + across / 2, y + height + 0.1 * gap, below[index], ha="center", va="top")
+        if left is not None and column == 0:
+            axes.text(x - 0.4 * gap, y + height / 2, left[row], ha="right", va="center")
+        if top is not None and row == 0:
+            axes.text(x + across / 2, y - 0.2 * gap, top[column], ha="center", va="bottom")
+        if outlined is not None and outlined[index]:
+            corner, size = (x - 1, y - 1), (across + 1, height + 1)
+            axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=YELLOW, linewidth=2.5))
+    return figure
+
+
+def perturbation(
+    images: Sequence[Tensor], texts: Sequence[str], signs: Sequence[str], width: float = 7.0
+) -> Figure:
+    """Return the picture "image + ε · perturbation = image", as in the lecture.
+
+    ``images`` are (channels, H, W) in [0, 1], ``texts`` stand below them, ``signs`` between them.
+    Raises ValueError unless there is one sign fewer than images. Introduced in
+    *Adversarial examples*.
+    """
+    if len(signs) != len(images) - 1 or len(texts) != len(images):
+        refuse("signs", list(signs), f"one fewer than the {len(images)} images, and a text for each")
+    share = [1.0]
+    for _ in signs:
+        share += [0.32, 1.0]
+    size = (width, width / sum(share) + 0.55)
+    figure, axes = plt.subplots(1, len(share), figsize=size, width_ratios=share)
+    for image, text, place in zip(images, texts, axes[::2], strict=True):
+        _picture(place, image)
+        place.text(0.5, -0.04, text, ha="center", va="top", transform=place.transAxes)
+    for sign, place in zip(signs, axes[1::2], strict=True):
+        place.axis("off")
+        place.text(0.5, 0.5, sign, ha="center", va="center", fontsize=13)
+    return figure
+
+
+def _picture(axes: Axes, image: Tensor) -> None:
+    pixels = image.detach().movedim(0, 2).clamp(0, 1)
+    axes.imshow(pixels.expand(-1, -1, 3) if pixels.shape[2] == 1 else pixels)
+    axes.axis("off")
+
+
+def timeline(events: Sequence[tuple[float, str]], width: float = 7.0) -> Figure:
+    """Return a line of years with their events, alternately above and below.
+
+    ``events`` are pairs of a year and a short text. Introduced in *Adversarial examples*.
+    """
+    figure, axes = plt.subplots(figsize=(width, 2.9))
+    years = [year for year, _ in events]
+    axes.plot([min(years) - 0.5, max(years) + 0.5], [0, 0], color=plt.rcParams["text.color"])
+    for index, (year, text) in enumerate(events):
+        side = 1 if index % 2 == 0 else -1
+        axes.plot([year, year], [0, 0.5 * side], color="C0")
+        axes.plot(year, 0, "o", color="C0")
+        axes.text(
+            year, 0.55 * side, text, ha="center", va="bottom" if side > 0 else "top", fontsize=9
+        )
+    axes.set(ylim=(-1.6, 1.6), xlim=(min(years) - 1.4, max(years) + 1.4))
+    axes.axis("off")
+    return figure
+
+
+def as_image(delta: Tensor) -> Tensor:
+    """Return a perturbation scaled into [0, 1], no change being mid-grey, so it can be shown."""
+    largest = delta.abs().amax().clamp(min=torch.finfo(delta.dtype).tiny)
+    return 0.5 + 0.5 * delta / largest

@@ -1,0 +1,140 @@
+"""The architectures that the chapters share. A classifier takes images in [0, 1]."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from minimax.errors import check_count
+
+
+class Normalise(nn.Module):
+    """Subtract ``mean`` and divide by ``sd``, channel by channel, inside the network.
+
+    So ε stays in pixels of [0, 1]. Introduced in *Adversarial examples*.
+    """
+
+    mean: Tensor
+    sd: Tensor
+
+    def __init__(self, mean: Sequence[float], sd: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("sd", torch.tensor(sd).view(-1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised images, of the shape (N, channels, height, width) of ``x``."""
+        return (x - self.mean) / self.sd
+
+
+class Maxout(nn.Module):
+    """A layer whose units each take the largest of several linear pieces.
+
+    Goodfellow et al. (2013), equation 2. Maps (N, inputs) to (N, outputs). Raises ValueError for
+    counts below 1. Introduced in *Adversarial examples*.
+    """
+
+    def __init__(self, inputs: int, outputs: int, pieces: int) -> None:
+        super().__init__()
+        for name, count in (("inputs", inputs), ("outputs", outputs), ("pieces", pieces)):
+            check_count(name, count)
+        self.pieces = pieces
+        self.linear = nn.Linear(inputs, outputs * pieces)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return max over the pieces of each unit."""
+        return self.linear(x).unflatten(1, (-1, self.pieces)).amax(2)
+
+
+def softmax_regression(pixels: int, classes: int = 10) -> nn.Sequential:
+    """Return a linear classifier of flattened images. Introduced in *Adversarial examples*."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(pixels, classes))
+
+
+def maxout_network(
+    pixels: int, classes: int = 10, units: int = 240, pieces: int = 5
+) -> nn.Sequential:
+    """Return two maxout layers and a linear one: the network of Goodfellow et al. (2015) on MNIST.
+
+    240 units of 5 pieces are the maxout paper's; dropout of 0.2 and 0.5 acts in training only.
+    Introduced in *Adversarial examples*.
+    """
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        Maxout(pixels, units, pieces),
+        nn.Dropout(0.5),
+        Maxout(units, units, pieces),
+        nn.Dropout(0.5),
+        nn.Linear(units, classes),
+    )
+
+
+class VAE(nn.Module):
+    """A variational autoencoder with Bernoulli pixels: one hidden layer on either side.
+
+    Kingma and Welling (2014), appendix C. Images have shape (N, channels, height, width), codes
+    (N, ``codes``). Introduced in *Adversarial examples*.
+    """
+
+    def __init__(self, shape: Sequence[int], codes: int = 16, hidden: int = 256) -> None:
+        super().__init__()
+        pixels = int(torch.tensor(shape).prod())
+        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(pixels, hidden), nn.ReLU())
+        self.mean = nn.Linear(hidden, codes)
+        self.log_variance = nn.Linear(hidden, codes)
+        self.decoder = nn.Sequential(
+            nn.Linear(codes, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, pixels),
+            nn.Unflatten(1, tuple(shape)),
+        )
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean and the log-variance of q(z | x), each (N, codes)."""
+        hidden = self.encoder(x)
+        return self.mean(hidden), self.log_variance(hidden)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Return the logits of the pixels of p(x | z), of the shape of the images."""
+        return self.decoder(z)
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Return the mean image decoded from the mean code: no sampling."""
+        return self.decode(self.encode(x)[0]).sigmoid()
+
+    def negative_elbo(self, x: Tensor, target: Tensor | None = None) -> Tensor:
+        """Return −ELBO of each image (N,) in nats, with one sample of z.
+
+        ``target`` are the pixels to be explained: those of ``x`` unless an attack wants others.
+        """
+        mean, log_variance = self.encode(x)
+        z = mean + (log_variance / 2).exp() * torch.randn_like(mean)
+        pixels = nn.functional.binary_cross_entropy_with_logits(
+            self.decode(z), x if target is None else target, reduction="none"
+        )
+        kl = (mean**2 + log_variance.exp() - 1 - log_variance) / 2
+        return pixels.flatten(1).sum(1) + kl.sum(1)
+
+
+@torch.no_grad()
+def predict(model: nn.Module, x: Tensor, batch_size: int = 1024) -> Tensor:
+    """Return ``model``'s class probabilities (N, classes) in evaluation mode.
+
+    The model's mode comes back as it was. Introduced in *Adversarial examples*.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        return torch.cat([model(part).softmax(1) for part in x.split(batch_size)])
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Return the share of ``x`` that ``model`` puts into class ``y``.
+
+    Introduced in *Adversarial examples*.
+    """
+    return (predict(model, x).argmax(1) == y).float().mean().item()
