@@ -32,7 +32,7 @@ repository: .venv/ready
 
 lock:
 	uv pip compile --universal --python-version 3.11 --no-emit-index-url --extra book --extra test \
-	  --custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
+	  --custom-compile-command "make lock" --no-annotate --output-file requirements.lock pyproject.toml
 
 clean:
 	rm -rf _build .venv

@@ -235,7 +235,7 @@ class _Ascent(NamedTuple):
     ) -> Tensor:
         """Run ``restarts`` times and keep each image's best end."""
         best = batch.x.clone()
-        score = torch.full_like(best[(slice(None), *[0] * (best.dim() - 1))], -torch.inf)
+        score = torch.full_like(best.flatten(1)[:, 0], -torch.inf)
         left = torch.arange(len(best), device=best.device)
         for _ in range(restarts):
             now = batch.only(left)

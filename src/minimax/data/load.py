@@ -79,7 +79,7 @@ def names() -> tuple[str, ...]:
 
 def _pixels(array: np.ndarray) -> Tensor:
     """Return (N, H, W) or (N, H, W, 3) bytes as images (N, channels, H, W) in [0, 1]."""
-    images = torch.from_numpy(np.ascontiguousarray(array))
+    images = torch.from_numpy(np.array(array))
     images = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2)
     return images.float().div_(255).contiguous()
 
@@ -224,9 +224,10 @@ class _Bedrooms(Dataset[Tensor]):
         return len(self.keys)
 
     def __getitem__(self, index: int) -> Tensor:
-        with reading(LSUN, self.path), self.database.begin() as transaction:
-            with Image.open(io.BytesIO(transaction.get(self.keys[index]))) as image:
-                return self.as_input(image.convert("RGB"))
+        with self.database.begin() as transaction:
+            stored = io.BytesIO(transaction.get(self.keys[index]) or b"")
+        with reading(LSUN, self.path), Image.open(stored) as image:
+            return self.as_input(image.convert("RGB"))
 
 
 def _lsun(split: str, size: int = 64) -> Dataset[Any]:
@@ -297,7 +298,7 @@ def _facades(split: str) -> Data:
 
 
 def _gtsrb_subset(split: str, repaired: bool = True) -> Data:
-    """A part of GTSRB's training set, split by track; ``repaired=False`` leaves out mended files."""
+    """A part of GTSRB's training set, split by track; ``repaired=False`` leaves mended ones out."""
     file = _arrays(GTSRB_SUBSET, "gtsrb32/gtsrb32_subset.npz")
     x, y, track, mended = (file[f"{k}_{split}"] for k in ("x", "y", "track", "repaired"))
     kept = slice(None) if repaired else ~mended

@@ -1,4 +1,4 @@
-"""Pictures that several chapters draw: grids of images, an image plus a perturbation, a timeline."""
+"""Pictures that several chapters draw: image grids, an image plus a perturbation, a timeline."""
 
 from collections.abc import Sequence
 
@@ -70,7 +70,9 @@ def perturbation(
     *Adversarial examples*.
     """
     if len(signs) != len(images) - 1 or len(texts) != len(images):
-        refuse("signs", list(signs), f"one fewer than the {len(images)} images, and a text for each")
+        refuse(
+            "signs", list(signs), f"one fewer than the {len(images)} images, and a text for each"
+        )
     share = [1.0]
     for _ in signs:
         share += [0.32, 1.0]

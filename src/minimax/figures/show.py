@@ -22,7 +22,7 @@ from PIL import Image
 from minimax.claims import number
 
 COLOURS = ["#3b82c4", "#d9822b", "#2a9d5c", "#d1495b", "#8e6bbf", "#7f8c8d"]  # 3:1 on both grounds
-STYLE: dict[str, Any] = {
+STYLE = {
     "axes.prop_cycle": plt.cycler(color=COLOURS),
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -36,7 +36,7 @@ STYLE: dict[str, Any] = {
     "lines.linewidth": 2,
     "svg.hashsalt": "minimax",  # the same figure gives the same file
 }
-plt.rcParams.update(STYLE)
+plt.rcParams.update(STYLE)  # type: ignore[arg-type]
 LARGEST = 1_500_000  # bytes of one explorable figure
 
 
@@ -61,8 +61,8 @@ def explore(
 ) -> None:
     """Display a figure that the reader explores along one or two axes, without a kernel.
 
-    Each keyword in ``axes`` names an axis and lists its values; ``draw`` and ``alt`` are called with
-    one value of each, by name, and return that frame's figure and text alternative. ``labels``
+    Each keyword in ``axes`` names an axis and lists its values; ``draw`` and ``alt`` are called
+    with one value of each, by name, and return that frame's figure and text alternative. ``labels``
     replaces an axis's name beside its slider, ``start`` its first position (default: the middle).
     All frames are drawn now and stand in the page, which needs no network; without scripts the
     first one is a plain picture. Raises ValueError for no axis or more than two, for an empty
@@ -150,13 +150,14 @@ def _explorable(
         for name, values in axes.items()
     )
     texts = json.dumps([[number(value) for value in values] for values in axes.values()])
+    texts = texts.replace("</", "<\\/")  # no value may end the script
     return f"""<figure data-explore="{key}" style="margin:0">
 <div aria-live="polite">{pictures}</div>
 <div data-controls hidden style="display:none;grid-template-columns:max-content 1fr max-content;\
 gap:.2em .8em;align-items:center;max-width:40em">{sliders}</div>
 <script>
 document.querySelectorAll('[data-explore="{key}"]:not([data-ready])').forEach(figure => {{
-  const texts = {texts.replace("</", "<\\/")};
+  const texts = {texts};
   const frames = figure.querySelectorAll('[data-frame]');
   const sliders = figure.querySelectorAll('input');
   const controls = figure.querySelector('[data-controls]');
