@@ -28,16 +28,21 @@ def claim(statement: str, holds: object, **evidence: object) -> None:
     display(_Claim(statement, evidence))
 
 
-def table(rows: Sequence[Mapping[str, object]], *, caption: str, source: str | None = None) -> None:
+def table(
+    rows: Sequence[Mapping[str, object]],
+    *,
+    caption: str,
+    measured: Mapping[str, float] | None = None,
+) -> None:
     """Show ``rows`` (each maps a column's name to its value) as a table with a caption.
 
-    A cell that is missing or None shows as "–". ``source`` names what the table belongs to in the
-    results page and in recorded runs; without it the table stays in the chapter.
+    A cell that is missing or None shows as "–". With ``measured``, the numbers of this run by name,
+    the table also stands in the results page, and a recorded run keeps those numbers.
     Raises ValueError if there is no row. Introduced in *How to use this book*.
     """
     if not rows:
         raise ValueError(f"table {caption!r} has no rows; give at least one.")
-    display(_Table([dict(row) for row in rows], caption, source))
+    display(_Table([dict(row) for row in rows], caption, measured))
 
 
 def number(value: object) -> str:
@@ -84,10 +89,15 @@ class _Claim:
 
 
 class _Table:
-    def __init__(self, rows: list[dict[str, object]], caption: str, source: str | None) -> None:
+    def __init__(
+        self,
+        rows: list[dict[str, object]],
+        caption: str,
+        measured: Mapping[str, float] | None,
+    ) -> None:
         self.columns = list(dict.fromkeys(column for row in rows for column in row))
         self.rows = [[number(row.get(column)) for column in self.columns] for row in rows]
-        self.caption, self.source = caption, source
+        self.caption, self.measured = caption, measured
 
     def __repr__(self) -> str:
         lines = [self.columns, *self.rows]
@@ -106,6 +116,8 @@ class _Table:
             f"{html.escape(self.caption)}</caption>"
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         )
-        record = {"caption": self.caption, "columns": self.columns, "rows": self.rows}
         data = {"text/plain": repr(self), "text/html": markup}
-        return data, {"minimax_table": record | {"source": self.source}} if self.source else {}
+        if self.measured is None:
+            return data, {}
+        record = {"caption": self.caption, "columns": self.columns, "rows": self.rows}
+        return data, {"minimax_table": record | {"measured": dict(self.measured)}}

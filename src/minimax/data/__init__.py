@@ -1,7 +1,18 @@
 """Data sets behind one call: ``load(name, split=…)``."""
 
-from minimax.data.load import Data, load, names
+from minimax.data.imagenet import Pretrained, squeezenet, squeezenet_available
+from minimax.data.load import Data, available, load, names
 from minimax.data.messages import Messages
 from minimax.data.places import DataError
 
-__all__ = ["Data", "DataError", "Messages", "load", "names"]
+__all__ = [
+    "Data",
+    "DataError",
+    "Messages",
+    "Pretrained",
+    "available",
+    "load",
+    "names",
+    "squeezenet",
+    "squeezenet_available",
+]

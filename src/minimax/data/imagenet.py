@@ -17,6 +17,7 @@ from minimax.data.places import Need, find, places, reading, whole
 from minimax.errors import check_choice
 from minimax.networks import Normalise
 
+SAMPLES = "photos/samples.json"
 PHOTOGRAPHS = Need("imagenet_photographs", "5 MB, 40 photographs", "photographs")
 NETWORKS = {
     "1_0": (_squeezenet1_0, SqueezeNet1_0_Weights.IMAGENET1K_V1),
@@ -63,15 +64,30 @@ def squeezenet(version: str = "1_1", *, download: bool = False) -> Pretrained:
     return Pretrained(model, list(weights.meta["categories"]), _origin(path))
 
 
-def _weights_file(need: Need, url: str, download: bool) -> Path:
+def squeezenet_available(version: str = "1_1") -> bool:
+    """Return whether ``squeezenet(version)`` needs no download.
+
+    Raises ValueError for an unknown version. Introduced in *Adversarial examples*.
+    """
+    check_choice("version", version, tuple(NETWORKS))
+    return any(path.exists() for path in _weights_places(NETWORKS[version][1].url))
+
+
+def _weights_places(url: str) -> list[Path]:
     name = url.rsplit("/", 1)[1]
-    hub = Path(torch.hub.get_dir())
-    candidates = [place / "torch_home/hub/checkpoints" / name for place in places()]
-    for path in [*candidates, hub / "checkpoints" / name]:
+    own = [place / "torch_home/hub/checkpoints" / name for place in places()]
+    return [*own, Path(torch.hub.get_dir()) / "checkpoints" / name]
+
+
+def _weights_file(need: Need, url: str, download: bool) -> Path:
+    candidates = _weights_places(url)
+    for path in candidates:
         if path.exists():
             return path
     if not download:
         raise need.missing("a download was not asked for")
+
+    name = candidates[0].name
 
     def fetch(folder: Path) -> Path:
         try:
@@ -84,7 +100,7 @@ def _weights_file(need: Need, url: str, download: bool) -> Path:
             raise need.missing(f"the download failed ({url}: {error})") from error
         return folder / name
 
-    return whole(need, candidates[-1], fetch)
+    return whole(need, candidates[-2], fetch)  # the last of our own places is the cache
 
 
 def _origin(path: Path) -> str:
@@ -99,7 +115,7 @@ def load_photographs() -> tuple[Tensor, Tensor, list[str]]:
 
     They were kept because four networks label them correctly: accuracy on them means nothing.
     """
-    index = find(PHOTOGRAPHS, "photos/samples.json")
+    index = find(PHOTOGRAPHS, SAMPLES)
     with reading(PHOTOGRAPHS, index):
         samples = json.loads(index.read_text("utf-8"))
         y = torch.tensor([sample["index"] for sample in samples])

@@ -21,7 +21,7 @@ from torchvision import datasets as tv
 from torchvision.transforms import v2
 
 from minimax.data import imagenet, mixtures
-from minimax.data.messages import Messages, drawn_messages, sms_spam
+from minimax.data.messages import SMS_FILE, Messages, drawn_messages, sms_spam
 from minimax.data.places import Need, cache, find, places, reading, verified, whole
 from minimax.errors import check_choice, check_count
 
@@ -72,6 +72,15 @@ def load(name: str, split: str = "train", **options: Any) -> Any:
     return reader(split, **options)
 
 
+def available(name: str) -> bool:
+    """Return whether ``name``, one of the local forms, lies in one of the places: no download.
+
+    Raises ValueError for any other name. Introduced in *Adversarial examples*.
+    """
+    check_choice("name", name, tuple(LOCAL))
+    return any((place / LOCAL[name]).exists() for place in places())
+
+
 def names() -> tuple[str, ...]:
     """Return the names that ``load`` knows. Introduced in *How to use this book*."""
     return tuple(READERS)
@@ -85,7 +94,7 @@ def _pixels(array: np.ndarray) -> Tensor:
 
 
 def _labels(array: Any) -> Tensor:
-    return torch.as_tensor(np.asarray(array), dtype=torch.long)
+    return torch.tensor(np.array(array), dtype=torch.long)
 
 
 # --- embedded -------------------------------------------------------------------------------
@@ -240,15 +249,15 @@ def _lsun(split: str, size: int = 64) -> Dataset[Any]:
 # --- local forms, only in the folder MINIMAX_DATA -------------------------------------------
 
 
-def _arrays(need: Need, relative: str) -> dict[str, np.ndarray]:
-    path = find(need, relative)
+def _arrays(need: Need) -> dict[str, np.ndarray]:
+    path = find(need, LOCAL[need.name])
     with reading(need, path), np.load(path, allow_pickle=False) as file:
         return {key: file[key] for key in file.files}
 
 
 def _cifar10_jpeg(split: str) -> Data:
     """CIFAR-10 as JPEG of quality 75: lossy, so no published number compares with it."""
-    path = find(CIFAR10_JPEG, "cifar10/cifar10_jpeg_q75.tar.xz")
+    path = find(CIFAR10_JPEG, LOCAL["cifar10_jpeg"])
     images, labels = [], []
     with reading(CIFAR10_JPEG, path), tarfile.open(path) as archive:
         for member in archive:
@@ -265,14 +274,14 @@ def _cifar10_jpeg(split: str) -> Data:
 
 def _cifar10_lossless(split: str) -> Data:
     """The first 4,000 training images of CIFAR-10, lossless; every fifth one is for test."""
-    file = _arrays(CIFAR10_LOSSLESS, "cifar10/cifar10_train_first4000_lossless.npz")
+    file = _arrays(CIFAR10_LOSSLESS)
     chosen = (np.arange(len(file["y"])) % 5 == 0) == (split == "test")
     return Data(_pixels(file["x"][chosen]), _labels(file["y"][chosen]), CIFAR10_CLASSES)
 
 
 def _cmu_faces(split: str) -> Data:
     """624 grey faces of 20 people; the label is the person; the last four people are for test."""
-    file = _arrays(CMU_FACES, "cmu_faces/cmu_faces_64x60.npz")
+    file = _arrays(CMU_FACES)
     people, y = np.unique(file["user"], return_inverse=True)
     chosen = (y >= 16) == (split == "test")
     extras = {key: file[key][chosen] for key in ("pose", "expression", "eyes")}
@@ -281,7 +290,7 @@ def _cmu_faces(split: str) -> Data:
 
 def _facades(split: str) -> Data:
     """400 facades (N, 3, 256, 256); extras["labels"] are their label maps; every tenth for test."""
-    path = find(FACADES, "facades/facades_train_400.tar")
+    path = find(FACADES, LOCAL["facades"])
     pairs = []
     with reading(FACADES, path), tarfile.open(path) as archive:
         members = [member for member in archive if member.name.endswith(".jpg")]
@@ -299,7 +308,7 @@ def _facades(split: str) -> Data:
 
 def _gtsrb_subset(split: str, repaired: bool = True) -> Data:
     """A part of GTSRB's training set, split by track; ``repaired=False`` leaves mended ones out."""
-    file = _arrays(GTSRB_SUBSET, "gtsrb32/gtsrb32_subset.npz")
+    file = _arrays(GTSRB_SUBSET)
     x, y, track, mended = (file[f"{k}_{split}"] for k in ("x", "y", "track", "repaired"))
     kept = slice(None) if repaired else ~mended
     extras = {"track": _labels(track[kept]), "repaired": torch.from_numpy(mended[kept])}
@@ -325,6 +334,16 @@ CIFAR10_LOSSLESS = Need("cifar10_lossless", "11 MB", "digits")
 CMU_FACES = Need("cmu_faces", "2 MB", "")
 FACADES = Need("facades", "20 MB", "")
 GTSRB_SUBSET = Need("gtsrb_subset", "15 MB", "")
+
+LOCAL = {
+    "cifar10_jpeg": "cifar10/cifar10_jpeg_q75.tar.xz",
+    "cifar10_lossless": "cifar10/cifar10_train_first4000_lossless.npz",
+    "cmu_faces": "cmu_faces/cmu_faces_64x60.npz",
+    "facades": "facades/facades_train_400.tar",
+    "gtsrb_subset": "gtsrb32/gtsrb32_subset.npz",
+    "imagenet_photographs": imagenet.SAMPLES,
+    "sms_spam": SMS_FILE,
+}
 
 READERS: dict[str, Reader] = {
     "digits": _digits,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from minimax.data.places import Need, find, reading
 
+SMS_FILE = "sms_spam/SMSSpamCollection"
 SMS = Need("sms_spam", "0.5 MB, 5,574 messages", "messages")
 
 # Each topic's words; a message draws its words from one topic and from everyday words.
@@ -67,7 +68,7 @@ def sms_spam(split: str) -> Messages:
 
     Raises DataError if the file is not there or a line of it is damaged.
     """
-    path = find(SMS, "sms_spam/SMSSpamCollection")
+    path = find(SMS, SMS_FILE)
     with reading(SMS, path):
         pairs = [line.split("\t", 1) for line in path.read_text("utf-8").splitlines() if line]
         kinds, texts = zip(*pairs, strict=True)

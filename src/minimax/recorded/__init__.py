@@ -1,0 +1,106 @@
+"""Runs that were recorded with their provenance, so that a quick run can stand beside them.
+
+``python -m minimax.reproduce`` writes the files; nothing here is typed by hand.
+"""
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from IPython.display import HTML, display
+from safetensors.torch import load_file
+from torch import Tensor
+
+from minimax.claims import number, table
+
+FOLDER = Path(__file__).parent
+
+
+def run(name: str) -> dict[str, Any] | None:
+    """Return the recorded run ``name`` with its provenance, or None if there is none yet.
+
+    Raises ValueError if the record can't be read. Introduced in *Adversarial examples*.
+    """
+    path = FOLDER / f"{name}.json"
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"The recorded run {path} is damaged ({error}).") from error
+
+
+def tensors(name: str) -> dict[str, Tensor]:
+    """Return the tensors recorded under ``name``. Introduced in *Adversarial examples*.
+
+    Raises FileNotFoundError if there are none.
+    """
+    return load_file(FOLDER / f"{name}.safetensors")
+
+
+def strip(chapter: str) -> None:
+    """Display what a quick run of ``chapter`` takes, as it was last measured.
+
+    Introduced in *How to use this book*.
+    """
+    timings = (run("timings") or {}).get(chapter, {})
+    cells = []
+    for device, title in (("cpu", "two CPU cores"), ("gpu", "a GPU")):
+        one = timings.get(device)
+        text = f"{one['seconds']:.0f} s, {one['memory_gb']:.1f} GB" if one else "not measured yet"
+        cells.append(f"on {title}: <strong>{text}</strong>")
+    date = html.escape(timings.get("cpu", {}).get("date", "–"))
+    cells.append("downloads: <strong>none</strong>")
+    display(HTML(f"<p>⏱ Quick scale {' · '.join(cells)} · measured {date}</p>"))
+
+
+def compare(
+    chapter: str, rows: Sequence[tuple[str, object, float]], *, caption: str, this_run: str
+) -> None:
+    """Show paper, recorded run and this run side by side, one row per quantity.
+
+    ``rows`` are (what, the paper's figure as text or None, this run's number); the recorded column
+    has mean ± standard deviation over seeds of the paper-scale run of ``chapter``. ``this_run``
+    says what data this run used. Introduced in *Adversarial examples*.
+    """
+    record = run(chapter)
+    values = record["measured"] if record else {}
+    table(
+        [
+            {
+                "": what,
+                "paper": paper,
+                "recorded (paper scale)": _spread(values.get(what)),
+                f"this run ({this_run})": number(value),
+            }
+            for what, paper, value in rows
+        ],
+        caption=caption,
+        measured={what: float(value) for what, _, value in rows},
+    )
+    if record:
+        display(HTML(f"<p>{html.escape(provenance(record))}</p>"))
+
+
+def provenance(record: Mapping[str, Any]) -> str:
+    """Return one sentence that says where a recorded run comes from."""
+    seeds = ", ".join(str(seed) for seed in record.get("seeds", []))
+    return (
+        f"Recorded {record['date']} at commit {record['commit']} on {record['device']}"
+        + (f", seeds {seeds}" if seeds else "")
+        + f", {record['seconds']:.0f} s in all."
+    )
+
+
+def _spread(values: Sequence[float] | None) -> str | None:
+    if not values:
+        return None
+    if len(values) == 1:
+        return number(values[0])
+    return f"{number(mean(values))} ± {stdev(values):.2g} ({len(values)} seeds)"
+
+
+__all__ = ["compare", "provenance", "run", "strip", "tensors"]

@@ -1,0 +1,232 @@
+"""Runs the long experiments once and records them: ``python -m minimax.reproduce WHAT``.
+
+WHAT is a chapter (its paper-scale run, one per seed, kept after each), ``timings`` (what each
+chapter takes at quick scale) or ``squeezenet`` (the attack on a photograph that a reader without
+the weights is shown). Run it from a clone: the chapters are not part of the installed package.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import torch
+from nbclient import NotebookClient
+from safetensors.torch import save_file
+from torch import Tensor
+
+from minimax.attacks import fgsm, input_gradient, lbfgs
+from minimax.data import Pretrained, load, squeezenet
+from minimax.networks import predict
+from minimax.recorded import FOLDER
+
+ROOT = Path(__file__).parents[2]
+EPSILONS = (0.0, 0.001, 0.002, 0.004, 0.007, 0.015, 0.03, 0.06)
+OSTRICH = 9
+PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+
+
+def attack_photograph(pretrained: Pretrained, photograph: Tensor) -> dict[str, Any]:
+    """Return one FGSM step on ``photograph`` (3, H, W): its sign and what the network then says.
+
+    ``rows`` has, for each ε of EPSILONS, label and probability after the step and after random
+    noise of the same size. Introduced in *Adversarial examples*.
+    """
+    network, labels, origin = pretrained
+    x = photograph[None]
+    y = predict(network, x).argmax(1)
+    attacked = predict(network, fgsm(network, x, y, EPSILONS)[:, 0])
+    coin = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).sign()
+    noisy = predict(network, torch.cat([(x + e * coin).clamp(0, 1) for e in EPSILONS]))
+
+    def said(row: Tensor) -> tuple[str, float]:
+        return labels[row.argmax()], row.max().item()
+
+    rows = [
+        {"epsilon": epsilon, "attack": said(after), "noise": said(control)}
+        for epsilon, after, control in zip(EPSILONS, attacked, noisy, strict=True)
+    ]
+    return {"sign": input_gradient(network, x, y).sign()[0], "rows": rows, "origin": origin}
+
+
+def turn_into_ostriches(
+    pretrained: Pretrained, photographs: Tensor, **options: Any
+) -> dict[str, Any]:
+    """Return what L-BFGS adds to ``photographs`` (N, 3, H, W) to make ostriches of them.
+
+    ``before`` and ``after`` are the network's labels and probabilities. The perturbations are
+    rounded to 8 bits, as they are recorded. Introduced in *Adversarial examples*.
+    """
+    network, labels, origin = pretrained
+    target = torch.full((len(photographs),), OSTRICH)
+    r = lbfgs(network, photographs, target, **options) - photographs
+    step = r.abs().amax() / 127
+    r = (r / step).round() * step
+
+    def said(x: Tensor) -> list[tuple[str, float]]:
+        return [(labels[row.argmax()], row.max().item()) for row in predict(network, x)]
+
+    adversarial = (photographs + r).clamp(0, 1)
+    return {"r": r, "before": said(photographs), "after": said(adversarial), "origin": origin}
+
+
+def record_squeezenet() -> None:
+    """Record the attacks on scikit-learn's photographs: a few bits per pixel and a table."""
+    began = time.perf_counter()
+    pretrained = squeezenet(download=True)
+    photographs = load("photographs").x
+    first = attack_photograph(pretrained, photographs[0])
+    ostriches = turn_into_ostriches(pretrained, photographs)
+    step = ostriches["r"].abs().amax() / 127
+    bits = np.packbits(first["sign"].numpy().ravel() > 0)
+    kept = {
+        "sign_bits": torch.from_numpy(bits),
+        "r": (ostriches["r"] / step).round().to(torch.int8),
+        "step": step,
+    }
+    save_file(kept, FOLDER / "squeezenet.safetensors")
+    record = _provenance(began) | {
+        "weights": first["origin"],
+        "rows": first["rows"],
+        "before": ostriches["before"],
+        "after": ostriches["after"],
+    }
+    _write("squeezenet", record)
+
+
+def recorded_squeezenet() -> dict[str, Any]:
+    """Return the recorded attacks in the form of the two functions above, in one.
+
+    Introduced in *Adversarial examples*.
+    """
+    record = json.loads((FOLDER / "squeezenet.json").read_text("utf-8"))
+    from minimax.recorded import tensors
+
+    kept = tensors("squeezenet")
+    bits = np.unpackbits(kept["sign_bits"].numpy())
+    sign = torch.from_numpy(bits).float().view(3, 224, 224) * 2 - 1
+    return record | {"sign": sign, "r": kept["r"].float() * kept["step"]}
+
+
+def execute(chapter: str, environment: Mapping[str, str]) -> tuple[Any, float, float]:
+    """Execute ``chapter`` and return its notebook, the seconds and the kernel's peak GB."""
+    path = ROOT / "book" / f"{chapter}.ipynb"
+    if not path.exists():
+        raise SystemExit(f"There is no chapter {chapter!r} in {path.parent}; run this in a clone.")
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell(PEAK))
+    client = NotebookClient(notebook, timeout=None, resources={"metadata": {"path": path.parent}})
+    began = time.perf_counter()
+    client.execute(env=os.environ | environment)
+    seconds = time.perf_counter() - began
+    return notebook, seconds, int(notebook.cells[-1].outputs[0].text) / 2**20
+
+
+def record_chapter(chapter: str, seeds: Sequence[int]) -> None:
+    """Record the paper-scale run of ``chapter``; a killed run goes on with the next seed."""
+    source = (ROOT / "book" / f"{chapter}.md").read_text("utf-8")
+    settings = re.findall(r".*at_scale\(.*", source)
+    kept = Path(tempfile.gettempdir()) / f"minimax-{chapter}-{_commit()}"
+    kept.mkdir(exist_ok=True)
+    runs = []
+    for seed in seeds:
+        file = kept / f"seed{seed}.json"
+        if not file.exists():
+            print(f"{chapter}, seed {seed} …", file=sys.stderr)
+            environment = {"MINIMAX_SCALE": "paper", "MINIMAX_SEED": str(seed)}
+            notebook, seconds, memory = execute(chapter, environment)
+            measured: dict[str, float] = {}
+            for cell in notebook.cells:
+                for output in cell.get("outputs", []):
+                    measured |= output.get("metadata", {}).get("minimax_table", {}).get(
+                        "measured", {}
+                    )  # fmt: skip
+            one = {"measured": measured, "seconds": seconds, "memory_gb": memory}
+            file.with_suffix(".partial").write_text(json.dumps(one), "utf-8")
+            file.with_suffix(".partial").rename(file)
+        runs.append(json.loads(file.read_text("utf-8")))
+    record = _provenance(None) | {
+        "seconds": sum(run["seconds"] for run in runs),
+        "memory_gb": max(run["memory_gb"] for run in runs),
+        "seeds": list(seeds),
+        "settings": [line.strip() for line in settings],
+        "measured": {key: [run["measured"][key] for run in runs] for key in runs[0]["measured"]},
+    }
+    _write(chapter, record)
+
+
+def record_timings(chapters: Sequence[str]) -> None:
+    """Record what each chapter takes at quick scale on this machine, without any data folder."""
+    path = FOLDER / "timings.json"
+    timings = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    device = "gpu" if torch.cuda.is_available() else "cpu"
+    for chapter in chapters:
+        with tempfile.TemporaryDirectory() as nothing:
+            environment = {"MINIMAX_SCALE": "quick", "MINIMAX_DATA": nothing}
+            _, seconds, memory = execute(chapter, environment)
+        one = {"seconds": round(seconds, 1), "memory_gb": round(memory, 2)}
+        timings.setdefault(chapter, {})[device] = one | _provenance(None)
+        print(f"{chapter}: {seconds:.0f} s, {memory:.2f} GB", file=sys.stderr)
+    _write("timings", timings)
+
+
+def chapters() -> list[str]:
+    """Return the chapters with code, in the order of the table of contents."""
+    toc = (ROOT / "_toc.yml").read_text("utf-8")
+    return re.findall(r"book/(\w+)\.ipynb", toc)
+
+
+def _write(name: str, record: Mapping[str, Any]) -> None:
+    path = FOLDER / f"{name}.json"
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    path.with_suffix(".partial").write_text(text, "utf-8")
+    path.with_suffix(".partial").rename(path)
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def _provenance(began: float | None) -> dict[str, Any]:
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        device = f"{torch.get_num_threads()} CPU cores ({platform.machine()})"
+    provenance = {
+        "date": datetime.date.today().isoformat(),
+        "commit": _commit(),
+        "device": device,
+        "torch": torch.__version__,
+    }
+    return provenance if began is None else provenance | {"seconds": time.perf_counter() - began}
+
+
+def main() -> None:
+    """Parse the command line and record what it asks for."""
+    parser = argparse.ArgumentParser(prog="python -m minimax.reproduce", description=__doc__)
+    parser.add_argument("what", choices=[*chapters(), "timings", "squeezenet"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments = parser.parse_args()
+    if arguments.what == "squeezenet":
+        record_squeezenet()
+    elif arguments.what == "timings":
+        record_timings(chapters())
+    else:
+        record_chapter(arguments.what, arguments.seeds)
+
+
+if __name__ == "__main__":
+    main()
