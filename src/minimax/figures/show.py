@@ -29,11 +29,13 @@ STYLE = {
     "axes.grid": False,
     "figure.figsize": (6.0, 3.4),
     "figure.constrained_layout.use": True,
+    "font.family": ["DejaVu Sans"],
     "font.size": 10,
     "image.cmap": "gray",
     "image.interpolation": "none",
     "legend.frameon": False,
     "lines.linewidth": 2,
+    "svg.fonttype": "none",  # text stays text: smaller, sharp, and it can be selected
     "svg.hashsalt": "minimax",  # the same figure gives the same file
 }
 plt.rcParams.update(STYLE)  # type: ignore[arg-type]
@@ -99,17 +101,20 @@ def _svg(figure: Figure, alt: str) -> str:
     plt.close(figure)
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"#000000\b", "currentColor", svg)
+    svg = svg.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
+    svg = re.sub(r"\s*\n\s*", "\n", re.sub(r"(\d\.\d{3})\d+", r"\1", svg))
     svg = re.sub(r'"data:image/png;base64,\s*([^"]+)"', _smaller, svg)
     # Several figures share a page: each needs ids of its own.
     own = "m" + hashlib.sha256(svg.encode()).hexdigest()[:8]
-    svg = re.sub(r'\bid="', f'id="{own}-', svg)
+    used = set(re.findall(r"#([\w-]+)", svg))
+    svg = re.sub(r' id="([^"]+)"', lambda i: f' id="{own}-{i[1]}"' if i[1] in used else "", svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\1{own}-", svg)
     width = float(re.search(r'width="([\d.]+)pt"', svg)[1]) * 4 / 3  # type: ignore[index]
     start = (
         f'<svg role="img" aria-label="{html.escape(alt)}" fill="currentColor" '
-        f'style="width:100%;max-width:{width:.0f}px;height:auto" '
+        f'style="width:100%;max-width:{width:.0f}px;height:auto;stroke-linejoin:round" '
     )
     svg = re.sub(r'\s(width|height)="[\d.]+pt"', "", svg, count=2)
     return start + svg[len("<svg") :].strip()

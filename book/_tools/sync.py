@@ -1,0 +1,79 @@
+"""Brings each notebook in line with its text source: ``make sync``.
+
+The text is the source. Outputs are stripped, except those of cells tagged ``nbval-check-output``,
+which are kept while the cell's code is unchanged; ``--execute`` renews them.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+
+BOOK = Path(__file__).parents[1]
+CHECKED = "nbval-check-output"
+
+
+def sources() -> list[Path]:
+    """Return the text of every chapter that has code."""
+    return [path for path in sorted(BOOK.glob("*.md")) if "\njupytext:" in path.read_text()[:200]]
+
+
+def paired(source: Path) -> str:
+    """Return the notebook that belongs to ``source``, as text."""
+    notebook = jupytext.read(source)
+    path = source.with_suffix(".ipynb")
+    old = {}
+    if path.exists():
+        for cell in nbformat.read(path, as_version=4).cells:
+            if CHECKED in cell.metadata.get("tags", []):
+                old[cell.source] = cell.outputs
+    for index, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{index:03d}"  # not random: the same text gives the same notebook
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = old.get(cell.source, []), None
+    notebook.metadata.pop("jupytext", None)
+    notebook.metadata["language_info"] = {"name": "python"}
+    return nbformat.writes(nbformat.from_dict(notebook), version=4) + "\n"
+
+
+def execute(path: Path) -> None:
+    """Renew the stored outputs of the checked cells of the notebook at ``path``."""
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=None, resources={"metadata": {"path": BOOK}}).execute()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.execution_count, cell.metadata = None, {
+                key: value for key, value in cell.metadata.items() if key == "tags"
+            }  # fmt: skip
+            if CHECKED not in cell.metadata.get("tags", []):
+                cell.outputs = []
+            for output in cell.outputs:
+                output.pop("execution_count", None)
+    path.write_text(nbformat.writes(notebook, version=4) + "\n")
+
+
+def main() -> int:
+    """Write the notebooks; with ``--check``, only say which ones differ."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if one differs")
+    parser.add_argument("--execute", action="store_true", help="renew the checked outputs as well")
+    arguments = parser.parse_args()
+    differing = []
+    for source in sources():
+        path, text = source.with_suffix(".ipynb"), paired(source)
+        if not path.exists() or path.read_text() != text:
+            differing.append(path.name)
+            if not arguments.check:
+                path.write_text(text)
+        if arguments.execute:
+            execute(path)
+    print("In step." if not differing else ("Out of step: " if arguments.check else "Written: ")
+          + ", ".join(differing))  # fmt: skip
+    return int(arguments.check and bool(differing))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
