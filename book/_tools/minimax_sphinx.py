@@ -1,0 +1,132 @@
+"""What the book needs of Sphinx beyond Jupyter Book.
+
+- The execution cache is keyed by the package's source, the lock file and the run's environment,
+  besides the notebook itself: a change in any of them executes the chapters again.
+- ``{claims}`` and ``{tables}`` list what the executed chapters claimed and measured.
+- Without a repository address there are no launch buttons.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from docutils.parsers.rst import Directive
+from sphinx.application import Sphinx
+
+ENVIRONMENT = ("MINIMAX_SCALE", "MINIMAX_SEED", "MINIMAX_DATA", "TORCH_HOME")
+
+
+def execution_key(root: Path, environment: dict[str, str]) -> str:
+    """Return the part of the cache's key that the notebooks' own text does not hold."""
+    package = root / "src" / "minimax"
+    files = [path for path in package.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    digest = hashlib.sha256()
+    for path in [*sorted(files), root / "requirements.lock"]:
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
+    digest.update(json.dumps([environment.get(name, "") for name in ENVIRONMENT]).encode())
+    return digest.hexdigest()[:16]
+
+
+def set_cache(app: Sphinx, config: Any) -> None:
+    """Point the execution cache at the folder that belongs to this key."""
+    root = Path(app.srcdir)
+    key = execution_key(root, dict(os.environ))
+    config.nb_execution_cache_path = str(root / "_build" / "execution" / key)
+
+
+def set_buttons(app: Sphinx, config: Any) -> None:
+    """Show the buttons that need the repository's address, or none of them while there is none."""
+    options = config.html_theme_options
+    if options.get("repository_url"):
+        options |= {"use_repository_button": True, "use_issues_button": True}
+    else:
+        options.pop("launch_buttons", None)
+        options.pop("repository_url", None)
+
+
+def records(app: Sphinx, kind: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield (document, title, record) for each claim or table of the executed chapters."""
+    executed = Path(app.outdir).parent / "jupyter_execute"
+    for document in _in_order(app):
+        path = executed / f"{document}.ipynb"
+        if not path.exists():
+            continue
+        title = app.env.titles[document].astext()
+        for cell in json.loads(path.read_text("utf-8"))["cells"]:
+            for output in cell.get("outputs", []):
+                if record := output.get("metadata", {}).get(kind):
+                    yield document, title, record
+
+
+def _in_order(app: Sphinx) -> list[str]:
+    toc = (Path(app.srcdir) / "_toc.yml").read_text("utf-8")
+    return re.findall(r"file: (\S+?)(?:\.ipynb)?\s*$", toc, flags=re.MULTILINE)
+
+
+class Listing(nodes.General, nodes.Element):
+    """Stands where a list of claims or tables will be, once all chapters have been executed."""
+
+
+class ListingDirective(Directive):
+    """Puts a placeholder into the page and has it read again in every build."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return the placeholder."""
+        self.state.document.settings.env.note_reread()
+        return [Listing(kind=f"minimax_{self.name.removesuffix('s')}")]
+
+
+def fill_listings(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Replace each placeholder by what the chapters' outputs hold."""
+    for listing in list(doctree.findall(Listing)):
+        found: list[nodes.Node] = []
+        previous = None
+        for document, title, record in records(app, listing["kind"]):
+            if document != previous:
+                uri = app.builder.get_relative_uri(docname, document)
+                link = nodes.reference("", title, refuri=uri, internal=True)
+                found.append(nodes.paragraph("", "", nodes.strong("", "", link)))
+                previous = document
+            if "statement" in record:
+                if not isinstance(found[-1], nodes.enumerated_list):
+                    found.append(nodes.enumerated_list(enumtype="arabic"))
+                found[-1].append(claim_item(record))  # type: ignore[attr-defined]
+            else:
+                found.append(table_node(record))
+        listing.replace_self(found or [nodes.paragraph("", "None yet.")])
+
+
+def claim_item(record: dict[str, Any]) -> nodes.list_item:
+    """Return one claim with its evidence."""
+    evidence = ", ".join(f"{k.replace('_', ' ')} = {v}" for k, v in record["evidence"].items())
+    text = [nodes.Text(record["statement"] + " "), nodes.emphasis("", f"({evidence})")]
+    return nodes.list_item("", nodes.paragraph("", "", *text))
+
+
+def table_node(record: dict[str, Any]) -> nodes.table:
+    """Return one "paper, recorded, this run" table."""
+    group = nodes.tgroup(cols=len(record["columns"]))
+    group.extend(nodes.colspec(colwidth=1) for _ in record["columns"])
+    for part, rows in ((nodes.thead(), [record["columns"]]), (nodes.tbody(), record["rows"])):
+        for row in rows:
+            entries = [nodes.entry("", nodes.paragraph("", cell)) for cell in row]
+            part.append(nodes.row("", *entries))
+        group.append(part)
+    ids = [nodes.make_id(record["caption"])]
+    return nodes.table("", nodes.title("", record["caption"]), group, ids=ids)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register all of it."""
+    app.add_node(Listing)
+    app.add_directive("claims", ListingDirective)
+    app.add_directive("tables", ListingDirective)
+    app.connect("config-inited", set_cache, priority=100)
+    app.connect("config-inited", set_buttons, priority=100)
+    app.connect("doctree-resolved", fill_listings)
+    return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": False}
