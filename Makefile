@@ -22,6 +22,7 @@ sync: .venv/ready
 
 repository: .venv/ready
 	$(BIN)/python book/_tools/repository.py "$(URL)"
+	$(BIN)/python book/_tools/sync.py
 
 .venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=python3.11 …')"

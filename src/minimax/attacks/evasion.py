@@ -13,7 +13,7 @@ from sklearn.svm import SVC
 from torch import Tensor, nn
 
 from minimax.attacks.gradient import BALLS
-from minimax.errors import check_choice, check_count, check_number, refuse
+from minimax.errors import Words, check_choice, check_count, check_number, refuse
 
 
 class Camouflage(NamedTuple):
@@ -30,7 +30,9 @@ def log_odds(spam_filter: BernoulliNB) -> tuple[np.ndarray, float]:
     the second. Raises ValueError otherwise. Introduced in *Adversarial examples*.
     """
     if len(spam_filter.classes_) != 2:
-        refuse("spam_filter", f"of {len(spam_filter.classes_)} classes", "fitted on two classes")
+        refuse(
+            "spam_filter", Words(f"of {len(spam_filter.classes_)} classes"), "fitted on two classes"
+        )
     present = spam_filter.feature_log_prob_
     absent = np.log1p(-np.exp(present))
     w = (present - absent)[1] - (present - absent)[0]
@@ -118,7 +120,7 @@ class SVM(nn.Module):
         super().__init__()
         self.kernel = check_choice("svc.kernel", svc.kernel, ("linear", "rbf"))
         if len(svc.classes_) != 2:
-            refuse("svc", f"of {len(svc.classes_)} classes", "fitted on two classes")
+            refuse("svc", Words(f"of {len(svc.classes_)} classes"), "fitted on two classes")
         self.register_buffer("support", torch.tensor(svc.support_vectors_, dtype=torch.float32))
         self.register_buffer("dual", torch.tensor(svc.dual_coef_[0], dtype=torch.float32))
         self.bias, self.gamma = float(svc.intercept_[0]), float(svc._gamma)

@@ -285,7 +285,9 @@ def _per_image(values: Tensor, x: Tensor) -> Tensor:
 
 def _epsilons(epsilon: float | Sequence[float], x: Tensor) -> Tensor:
     """Return ε as a tensor of one value per requested ball."""
-    values = epsilon if isinstance(epsilon, Sequence) else [epsilon]
+    values = (
+        epsilon if isinstance(epsilon, Sequence) and not isinstance(epsilon, str) else [epsilon]
+    )
     if not len(values):
         refuse("epsilon", epsilon, "a number or a non-empty sequence of numbers")
     return torch.tensor([check_number("epsilon", v) for v in values], dtype=x.dtype).to(x.device)

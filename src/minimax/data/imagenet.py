@@ -13,7 +13,7 @@ from torchvision.models import squeezenet1_0 as _squeezenet1_0
 from torchvision.models import squeezenet1_1 as _squeezenet1_1
 from torchvision.transforms import v2
 
-from minimax.data.places import Need, find, places, reading, whole
+from minimax.data.places import Need, disk_fault, find, places, reading, whole
 from minimax.errors import check_choice
 from minimax.networks import Normalise
 
@@ -95,7 +95,7 @@ def _weights_file(need: Need, url: str, download: bool) -> Path:
                 url, str(folder / name), hash_prefix=name.split("-")[1].split(".")[0]
             )
         except (OSError, RuntimeError) as error:
-            if getattr(error, "errno", None):
+            if disk_fault(error):
                 raise
             raise need.missing(f"the download failed ({url}: {error})") from error
         return folder / name

@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 
 from minimax.data import imagenet, mixtures
 from minimax.data.messages import SMS_FILE, Messages, drawn_messages, sms_spam
-from minimax.data.places import Need, cache, find, places, reading, verified, whole
+from minimax.data.places import Need, cache, disk_fault, find, places, reading, verified, whole
 from minimax.errors import check_choice, check_count
 
 Reader = Callable[..., "Data | Messages | Dataset[Any]"]
@@ -155,7 +155,7 @@ def _torchvision(need: Need, marker: str, build: Callable[..., Any]) -> Any:
         try:
             build(root=str(folder / need.name), download=True)
         except (OSError, RuntimeError, ValueError) as error:
-            if getattr(error, "errno", None):
+            if disk_fault(error):
                 raise
             raise need.missing(f"the download failed ({error})") from error
         return folder / need.name

@@ -4,6 +4,7 @@ A file counts as whole only after its checksum, or the loader that reads it, has
 go to a temporary folder and are renamed when they are complete.
 """
 
+import errno
 import os
 import shutil
 import tempfile
@@ -11,11 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from torchvision.datasets.utils import calculate_md5, download_url
 
-T = TypeVar("T")
+DISK = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
 
 
 class DataError(RuntimeError):
@@ -94,12 +94,17 @@ def verified(need: Need, relative: str, md5: str, urls: list[str]) -> Path:
                 download_url(url, str(folder), filename=target.name, md5=md5)
                 return folder / target.name
             except (OSError, RuntimeError) as error:
-                if getattr(error, "errno", None):  # the disk's fault, not the mirror's
+                if disk_fault(error):
                     raise
                 failures.append(f"{url}: {error}")
         raise need.missing("the download failed (" + "; ".join(failures) + ")")
 
     return whole(need, target, fetch)
+
+
+def disk_fault(error: Exception) -> bool:
+    """Return whether ``error`` is the disk's fault, not the network's."""
+    return isinstance(error, OSError) and error.errno in DISK
 
 
 def whole(need: Need, target: Path, make: Callable[[Path], Path]) -> Path:

@@ -41,7 +41,7 @@ def tensors(name: str) -> dict[str, Tensor]:
     return load_file(FOLDER / f"{name}.safetensors")
 
 
-def strip(chapter: str) -> None:
+def run_time(chapter: str) -> None:
     """Display what a quick run of ``chapter`` takes, as it was last measured.
 
     Introduced in *How to use this book*.
@@ -54,7 +54,7 @@ def strip(chapter: str) -> None:
         cells.append(f"on {title}: <strong>{text}</strong>")
     date = html.escape(timings.get("cpu", {}).get("date", "–"))
     cells.append("downloads: <strong>none</strong>")
-    display(HTML(f"<p>⏱ Quick scale {' · '.join(cells)} · measured {date}</p>"))
+    display(HTML(f"<p>Quick scale {' · '.join(cells)} · measured {date}</p>"))
 
 
 def compare(
@@ -103,4 +103,4 @@ def _spread(values: Sequence[float] | None) -> str | None:
     return f"{number(mean(values))} ± {stdev(values):.2g} ({len(values)} seeds)"
 
 
-__all__ = ["compare", "provenance", "run", "strip", "tensors"]
+__all__ = ["compare", "provenance", "run", "run_time", "tensors"]

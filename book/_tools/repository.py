@@ -1,0 +1,55 @@
+"""Sets the repository's address everywhere: ``make repository URL=https://github.com/OWNER/NAME``.
+
+``repository.url`` in ``_config.yml`` is the one place that counts. The others, listed in PLACES,
+are written from it; a test checks that they agree.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+ADDRESS = re.compile(r"https://github\.com/[\w.-]+/[\w.-]+")
+
+# File pattern, and a line whose quoted text is the address. Files of a pattern all have the line.
+PLACES = {
+    "_config.yml": r'^  url: "(.*)"',
+    "CITATION.cff": r'^repository-code: "(.*)"',
+    "book/*.md": r'^REPOSITORY = "(.*)"',
+}
+
+
+def addresses(root: Path) -> dict[Path, str]:
+    """Return the address that each place holds; "" where none is set."""
+    found = {}
+    for pattern, line in PLACES.items():
+        for path in sorted(root.glob(pattern)):
+            if match := re.search(line, path.read_text("utf-8"), flags=re.MULTILINE):
+                found[path] = match[1]
+    return found
+
+
+def set_address(root: Path, url: str) -> list[Path]:
+    """Write ``url`` into every place; return the files."""
+    for pattern, line in PLACES.items():
+        for path in sorted(root.glob(pattern)):
+            text = path.read_text("utf-8")
+            new = re.sub(line, lambda m: m[0].replace(f'"{m[1]}"', f'"{url}"'), text, flags=re.M)
+            if new != text:
+                path.write_text(new, "utf-8")
+    return list(addresses(root))
+
+
+def main() -> int:
+    """Check the address on the command line and set it."""
+    url = sys.argv[1].rstrip("/").removesuffix(".git") if len(sys.argv) == 2 else ""
+    if not ADDRESS.fullmatch(url):
+        print(f"URL is {url!r}; it has to be like https://github.com/OWNER/NAME.", file=sys.stderr)
+        return 1
+    for path in set_address(ROOT, url):
+        print(path.relative_to(ROOT))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
