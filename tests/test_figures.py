@@ -43,7 +43,12 @@ def test_show_gives_one_picture_for_light_and_dark_pages(markup):
     assert "#000000" not in html and "currentColor" in html
     assert "#ffffff" not in html
     assert "<style" not in html  # it would leak into the page
-    assert len(plt.get_fignums()) == 0
+
+
+def test_a_shown_figure_is_closed(markup):
+    fig = line()
+    markup(lambda: figures.show(fig, alt="A rising line."))
+    assert not plt.fignum_exists(fig.number)
 
 
 def test_the_same_figure_gives_the_same_markup(markup):
@@ -73,12 +78,12 @@ def test_explore_is_self_contained_and_labelled(markup):
         ax.bar([0], [epsilon * digit])
         return fig
 
-    html = markup(
-        lambda: figures.explore(
-            draw, epsilon=[0.1, 0.2], digit=[1, 2, 3], labels={"epsilon": "ε"},
-            start={"epsilon": 1, "digit": 0}, alt=lambda epsilon, digit: f"A bar of {epsilon * digit:.1f}.",
-        )
-    )  # fmt: skip
+    options = {
+        "labels": {"epsilon": "ε"},
+        "start": {"epsilon": 1, "digit": 0},
+        "alt": lambda epsilon, digit: f"A bar of {epsilon * digit:.1f}.",
+    }
+    html = markup(lambda: figures.explore(draw, epsilon=[0.1, 0.2], digit=[1, 2, 3], **options))
     assert not re.findall(r'(?:src|href)="(?!#|data:)', html)
     assert html.count('type="range"') == 2
     for name in re.findall(r'<label for="([^"]+)"', html):

@@ -204,7 +204,8 @@ def _provenance(began: float | None) -> dict[str, Any]:
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
     else:
-        device = f"{torch.get_num_threads()} CPU cores ({platform.machine()})"
+        cores = torch.get_num_threads()
+        device = f"{cores} CPU core{'s' if cores > 1 else ''} ({platform.machine()})"
     provenance = {
         "date": datetime.date.today().isoformat(),
         "commit": _commit(),

@@ -57,7 +57,7 @@ def cheapest_camouflage(
     gains = np.where(words, w, -w)  # how far a change moves the message towards ham
     useful = np.flatnonzero((gains > 0) & np.isfinite(costs))
     if not np.array_equal(costs[useful], np.rint(costs[useful])) or (costs[useful] < 1).any():
-        refuse("costs", costs[useful].min(initial=0), "whole numbers of at least 1, or infinite")
+        refuse("costs", costs[useful].tolist(), "whole numbers of at least 1, or infinite")
     needed = float(w @ words + b)
     if needed < 0:
         return Camouflage(words, 0.0)

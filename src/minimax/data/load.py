@@ -182,10 +182,9 @@ def _gtsrb(split: str, size: int = 32) -> Data:
     check_count("size", size)
     folder = "GTSRB/Training" if split == "train" else "GTSRB/Final_Test"
     made = _torchvision(GTSRB, f"gtsrb/{folder}", partial(tv.GTSRB, split=split))
-    expected = {"train": 26640, "test": 12630}[split]
     root = Path(made._base_folder)
-    if len(made) != expected:
-        raise GTSRB.damaged(root, f"{len(made)} images, not {expected}")
+    if len(made) != GTSRB_IMAGES[split]:
+        raise GTSRB.damaged(root, f"{len(made)} images, not {GTSRB_IMAGES[split]}")
     as_input = v2.Compose([v2.Resize((size, size)), v2.PILToTensor()])
 
     def read(path: str) -> Tensor:
@@ -326,6 +325,7 @@ MNIST = Need("mnist", "11 MB", "digits")
 FASHION_MNIST = Need("fashion_mnist", "30 MB", "digits")
 CIFAR10 = Need("cifar10", "170 MB", "digits")
 SVHN = Need("svhn", "250 MB", "digits")
+GTSRB_IMAGES = {"train": 26640, "test": 12630}
 GTSRB = Need("gtsrb", "280 MB", "")
 CELEBA = Need("celeba", "1.4 GB", "")
 LSUN = Need("lsun_bedroom", "43 GB, from www.yf.io/p/lsun", "")

@@ -1,0 +1,97 @@
+import pytest
+import torch
+from torch import nn
+
+from minimax.attacks.latent import reconstruct_as
+from minimax.data import load
+from minimax.networks import VAE, softmax_regression
+
+
+@pytest.fixture(scope="module")
+def vae():
+    torch.manual_seed(0)
+    data = load("digits")
+    model = VAE((1, 8, 8), codes=8, hidden=64)
+    optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(1500):
+        optimiser.zero_grad()
+        model.negative_elbo(data.x[torch.randint(len(data), (100,))]).mean().backward()
+        optimiser.step()
+    return model
+
+
+def test_the_vae_reconstructs(vae, digits):
+    x = digits[0]
+    error = (vae.reconstruct(x) - x).pow(2).mean()
+    assert error < 0.4 * (x - x.mean(0)).pow(2).mean()
+
+
+def test_negative_elbo_is_an_upper_bound_of_importance_sampling(vae, digits):
+    x = digits[0][:20]
+    with torch.no_grad():
+        elbo = -torch.stack([vae.negative_elbo(x) for _ in range(200)]).mean(0)
+        mean, log_variance = vae.encode(x)
+        q = torch.distributions.Normal(mean, (log_variance / 2).exp())
+        z = q.sample((500,))
+        prior = torch.distributions.Normal(0, 1).log_prob(z).sum(2)
+        logits = vae.decode(z.flatten(0, 1)).view(500, *x.shape)
+        pixels = -nn.functional.binary_cross_entropy_with_logits(
+            logits, x.expand_as(logits), reduction="none"
+        )
+        weight = prior + pixels.flatten(2).sum(2) - q.log_prob(z).sum(2)
+        bound = weight.logsumexp(0) - torch.tensor(500.0).log()
+    assert (bound >= elbo - 0.3).all()
+
+
+@pytest.mark.parametrize("attack", ["latent", "loss"])
+def test_the_reconstruction_moves_to_the_target(vae, digits, attack):
+    x, y = digits[0][:20], digits[1][:20]
+    target = digits[0][(y[:, None] != digits[1]).float().argmax(1)]
+    weights = [p.clone() for p in vae.parameters()]
+    moved = reconstruct_as(vae, x, target, attack=attack, c=0.05)
+    assert moved.min() >= 0 and moved.max() <= 1
+
+    def error(image, goal):
+        return (vae.reconstruct(image) - goal).pow(2).mean().item()
+
+    assert error(moved, target) < 0.5 * error(x, target)
+    assert all(torch.equal(a, b) for a, b in zip(weights, vae.parameters(), strict=True))
+    assert all(p.requires_grad for p in vae.parameters())
+
+
+def test_the_classifier_attack_moves_the_codes(vae, digits):
+    data = load("digits")
+    reader = softmax_regression(8)
+    with torch.no_grad():
+        codes = vae.encode(data.x)[0]
+    optimiser = torch.optim.Adam(reader.parameters(), lr=2e-2)
+    for _ in range(200):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(reader(codes), data.y).backward()
+        optimiser.step()
+    x, wanted = digits[0][:30], (digits[1][:30] + 1) % 10
+    moved = reconstruct_as(vae, x, wanted, attack="classifier", classifier=reader, c=0.01)
+    with torch.no_grad():
+        assert (reader(vae.encode(moved)[0]).argmax(1) == wanted).float().mean() > 0.9
+
+
+def test_a_larger_c_keeps_the_image_nearer(vae, digits):
+    x, target = digits[0][:10], digits[0][10:20]
+    sizes = [(reconstruct_as(vae, x, target, c=c) - x).norm() for c in (0.05, 1.0, 20.0)]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attack": "pixels"}, "attack is 'pixels'; it has to be one of 'latent'"),
+        ({"target": torch.zeros(3)}, r"target is \(3,\); it has to be of shape \(2, 1, 8, 8\)"),
+        ({"attack": "classifier", "target": torch.tensor([0, 1])}, "classifier is None"),
+        ({"c": -1}, "c is -1"),
+        ({"steps": 0}, "steps is 0"),
+    ],
+)
+def test_bad_input_gets_one_clear_sentence(vae, options, message):
+    arguments = {"x": torch.rand(2, 1, 8, 8), "target": torch.rand(2, 1, 8, 8)} | options
+    with pytest.raises(ValueError, match=message):
+        reconstruct_as(vae, **arguments)

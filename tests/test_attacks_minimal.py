@@ -1,0 +1,105 @@
+import foolbox
+import pytest
+import torch
+from torch import nn
+
+from minimax.attacks import carlini_wagner, lbfgs
+from minimax.networks import accuracy
+
+
+def size(moved, x):
+    return (moved - x).flatten(1).norm(dim=1)
+
+
+@pytest.fixture(scope="module")
+def correct(network, digits):
+    x, y = digits
+    with torch.no_grad():
+        right = network(x).argmax(1) == y
+    return x[right][:40], y[right][:40]
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_carlini_wagner_is_as_near_as_foolbox_at_equal_success(network, correct, targeted):
+    x, y = correct
+    label = (y + 1) % 10 if targeted else y
+    criterion = foolbox.criteria.TargetedMisclassification(label) if targeted else y
+    theirs = foolbox.attacks.L2CarliniWagnerAttack(
+        binary_search_steps=6, steps=300, stepsize=1e-2, initial_const=1e-2
+    )
+    model = foolbox.PyTorchModel(network, bounds=(0, 1))
+    raw, _, success = theirs(model, x, criterion, epsilons=None)
+    ours = carlini_wagner(network, x, label, targeted=targeted, search_steps=6, steps=300, c=1e-2)
+    reached = accuracy(network, ours, label)
+    assert success.all()
+    assert reached == (1 if targeted else 0)
+    assert ours.min() >= 0 and ours.max() <= 1
+    assert size(ours, x).mean() <= 1.05 * size(raw, x).mean()
+
+
+def test_confidence_is_a_margin_between_logits(network, correct):
+    x, y = correct[0][:10], correct[1][:10]
+    moved = carlini_wagner(network, x, y, confidence=3.0, search_steps=5, steps=200, c=1.0)
+    with torch.no_grad():
+        logits = network(moved)
+    own = logits.gather(1, y[:, None])[:, 0]
+    others = logits.scatter(1, y[:, None], -torch.inf).amax(1)
+    assert (others - own >= 3.0 - 1e-4).all()
+
+
+def test_lbfgs_reaches_every_target_within_the_box(network, correct):
+    x, y = correct[0][:10], correct[1][:10]
+    target = (y + 3) % 10
+    moved = lbfgs(network, x, target)
+    assert accuracy(network, moved, target) == 1
+    assert moved.min() >= 0 and moved.max() <= 1
+    assert size(moved, x).mean() < 2.5
+
+
+def test_lbfgs_finds_the_exact_answer_of_a_linear_classifier():
+    # Inside the box, the nearest point of the other class lies along the difference of the weights.
+    model = nn.Sequential(nn.Flatten(), nn.Linear(20, 2)).double()
+    torch.manual_seed(0)
+    x = torch.full((1, 20), 0.5).double()
+    with torch.no_grad():
+        w = model[1].weight[1] - model[1].weight[0]
+        margin = (model(x)[:, 1] - model(x)[:, 0]).item()
+    target = torch.tensor([int(margin < 0)])
+    moved = lbfgs(model, x, target, search_steps=25, iterations=200)
+    nearest = abs(margin) / w.norm().item()
+    assert size(moved, x).item() == pytest.approx(nearest, rel=0.01)
+
+
+def test_more_bisections_never_end_farther_away(network, correct):
+    x, target = correct[0][:5], (correct[1][:5] + 1) % 10
+    sizes = [size(lbfgs(network, x, target, search_steps=n), x).mean() for n in (0, 8)]
+    assert sizes[1] <= sizes[0] + 1e-4
+
+
+@pytest.mark.parametrize("attack", [lbfgs, carlini_wagner])
+def test_an_image_that_cannot_be_turned_comes_back_unchanged(attack):
+    class Always(nn.Module):
+        def forward(self, x):
+            return x.flatten(1).sum(1, keepdim=True) * 0 + torch.tensor([0.0, 5.0])
+
+    x, y = torch.rand(2, 1, 4, 4), torch.tensor([1, 1])
+    wanted = torch.zeros(2, dtype=torch.long) if attack is lbfgs else y
+    options = {} if attack is lbfgs else {"steps": 10}
+    assert torch.equal(attack(Always(), x, wanted, **options), x)
+
+
+@pytest.mark.parametrize(
+    ("attack", "options", "message"),
+    [
+        (lbfgs, {"c": 0}, "c is 0"),
+        (lbfgs, {"iterations": 0}, "iterations is 0"),
+        (lbfgs, {"search_steps": -1}, "search_steps is -1"),
+        (carlini_wagner, {"confidence": -1}, "confidence is -1"),
+        (carlini_wagner, {"steps": 0}, "steps is 0"),
+        (carlini_wagner, {"learning_rate": 0}, "learning_rate is 0"),
+        (carlini_wagner, {"c": float("nan")}, "c is nan"),
+    ],
+)
+def test_bad_input_gets_one_clear_sentence(network, attack, options, message):
+    with pytest.raises(ValueError, match=message):
+        attack(network, torch.rand(1, 1, 8, 8), torch.tensor([0]), **options)

@@ -1,0 +1,123 @@
+import pytest
+import torch
+
+from minimax.data import Data, load, names
+from minimax.data.messages import TOPICS
+
+
+@pytest.mark.parametrize("size", [8, 28])
+def test_digits(size):
+    train, test = load("digits", size=size), load("digits", split="test", size=size)
+    assert len(train) + len(test) == 1797
+    for data in (train, test):
+        assert data.x.shape[1:] == (1, size, size)
+        assert data.x.dtype == torch.float32
+        assert data.x.min() == 0 and 0.99 < data.x.max() <= 1
+        assert set(data.y.tolist()) == set(range(10))
+    seen = {image.numpy().tobytes() for image in train.x}
+    assert not any(image.numpy().tobytes() in seen for image in test.x)
+
+
+def test_data_feeds_a_data_loader():
+    data = load("digits")
+    loader = torch.utils.data.DataLoader(data, batch_size=32)
+    x, y = next(iter(loader))
+    assert x.shape == (32, 1, 8, 8) and torch.equal(y, data.y[:32])
+    assert isinstance(data, Data)
+
+
+def test_photographs():
+    data = load("photographs")
+    assert data.x.shape == (2, 3, 224, 224)
+    assert 0 <= data.x.min() < 0.05 and 0.95 < data.x.max() <= 1
+
+
+def test_ring_has_eight_distinct_modes():
+    data = load("ring", count=2500)
+    centres = data.extras["centres"]
+    apart = torch.cdist(centres, centres) + 9 * torch.eye(8)
+    assert len(centres) == 8
+    assert apart.min() > 0.7  # an inclusive linspace would put two of them at the same place
+    assert centres.norm(dim=1) == pytest.approx(torch.ones(8))
+    assert len(data.y.unique()) == 8
+
+
+@pytest.mark.parametrize(("name", "modes"), [("ring", 8), ("grid", 25)])
+def test_two_dimensional_mixtures_have_the_papers_spread(name, modes):
+    data = load(name, count=50_000)
+    sd = {"ring": 0.01, "grid": 0.05}[name]
+    noise = (data.x - data.extras["centres"][data.y]) / sd
+    assert noise.std() == pytest.approx(1, abs=0.02)
+    # Perfect samples: 1 − exp(−4.5) lie within three standard deviations.
+    assert (noise.norm(dim=1) < 3).float().mean() == pytest.approx(0.9889, abs=0.002)
+    assert torch.cdist(data.x, data.extras["centres"]).argmin(1).equal(data.y)
+    assert len(data.extras["centres"]) == modes
+
+
+def test_high_dimensional_is_what_makes_within_ten_deviations_impossible():
+    data = load("high_dimensional", count=2000)
+    delta = data.x - data.extras["centres"][data.y]
+    assert data.x.shape == (2000, 1200)
+    assert delta[:, 700:].abs().max() < 1e-6  # the 500 dimensions without noise
+    assert delta.norm(dim=1).mean() == pytest.approx(26.4, abs=0.1)
+    assert (delta.norm(dim=1) < 10).sum() == 0
+    assert torch.cdist(data.x, data.extras["centres"]).argmin(1).equal(data.y)
+
+
+def test_one_dimensional_mixture():
+    data = load("one_dimensional", count=50_000, means=(-1, 3), sds=(0.5, 1), weights=(1, 3))
+    assert data.x.shape == (50_000, 1)
+    assert data.y.float().mean() == pytest.approx(0.75, abs=0.01)
+    assert data.x[data.y == 1].mean() == pytest.approx(3, abs=0.03)
+    assert data.x[data.y == 0].std() == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["ring", "messages"])
+def test_splits_differ_and_repeat(name):
+    def content(split):
+        data = load(name, split=split, count=50)
+        return data.texts if name == "messages" else data.x.tolist()
+
+    assert content("train") == content("train")
+    assert content("train") != content("test")
+
+
+def test_messages_come_from_the_documented_model():
+    data = load("messages", count=4000)
+    assert data.y.float().mean() == pytest.approx(0.4, abs=0.03)
+    spam_words = set(" ".join(TOPICS["spam"].values()).split())
+    assert not spam_words & set(" ".join(TOPICS["ham"].values()).split())
+    share = {0: [], 1: []}
+    for text, label in zip(data.texts, data.y.tolist(), strict=True):
+        words = text.split()
+        assert 6 <= len(words) <= 18
+        share[label].append(sum(word in spam_words for word in words) / len(words))
+    # from the message's own topic, and the spam half of "any topic"
+    expected = 0.45 + 0.05 * 120 / 260
+    assert sum(share[1]) / len(share[1]) == pytest.approx(expected, abs=0.03)
+    assert sum(share[0]) / len(share[0]) < 0.05
+
+
+BAD = [
+    (("cifar",), {}, "name is 'cifar'; it has to be one of 'digits'"),
+    (("digits",), {"split": "valid"}, "split is 'valid'; it has to be one of 'train', 'test'"),
+    (("digits",), {"colour": 1}, r"load\('digits'\) has no option 'colour'; it takes: size"),
+    (("mnist",), {"size": 3}, "has no option 'size'; it takes: none"),
+    (("digits",), {"size": 4}, "size is 4; it has to be a whole number of at least 8"),
+    (("ring",), {"count": 0}, "count is 0"),
+    (("ring",), {"sd": -1}, "sd is -1"),
+    (("ring",), {"modes": 0}, "modes is 0"),
+    (("one_dimensional",), {"means": (1, 2, 3)}, r"\(means, sds, weights\) is \(3, 2, 2\)"),
+    (("one_dimensional",), {"weights": (0, 0)}, "weights is .*positive"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "options", "message"), BAD)
+def test_bad_arguments_get_one_clear_sentence(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        load(*arguments, **options)
+
+
+def test_names_are_all_documented():
+    for name in names():
+        assert name in load.__doc__
