@@ -1,6 +1,7 @@
 # make book   executes the chapters at quick scale and renders the HTML into _build/html
 # make test   runs every test (it builds the book first, for the tests that open it in a browser)
 # make sync   brings each notebook in line with its text source
+# make outputs  renews the stored outputs that the tests compare
 # make repository URL=https://github.com/OWNER/NAME   sets the address behind the launch buttons
 # make lock   resolves the exact versions in requirements.lock again
 
@@ -8,7 +9,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: book test sync repository lock clean
+.PHONY: book test sync outputs repository lock clean
 
 book: .venv/ready
 	$(BIN)/jupyter-book build . --warningiserror --keep-going --nitpick
@@ -19,6 +20,9 @@ test: book
 
 sync: .venv/ready
 	$(BIN)/python book/_tools/sync.py
+
+outputs: .venv/ready
+	$(BIN)/python book/_tools/sync.py --execute
 
 repository: .venv/ready
 	$(BIN)/python book/_tools/repository.py "$(URL)"

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from minimax import figures
-from minimax.figures.draw import as_image
 
 
 def line():
@@ -126,9 +125,3 @@ def test_perturbation_wants_a_sign_between_two_images():
     image = torch.rand(1, 4, 4)
     with pytest.raises(ValueError, match="signs is"):
         figures.perturbation([image, image], ["a", "b"], ["+", "="])
-
-
-def test_no_change_is_mid_grey():
-    shown = as_image(torch.tensor([0.0, -0.02, 0.01]))
-    assert shown.tolist() == pytest.approx([0.5, 0.0, 0.75])
-    assert as_image(torch.zeros(3)).tolist() == [0.5] * 3

@@ -3,7 +3,7 @@
 - The execution cache is keyed by the package's source, the lock file and the run's environment,
   besides the notebook itself: a change in any of them executes the chapters again.
 - ``{claims}`` and ``{tables}`` list what the executed chapters claimed and measured.
-- Without a repository address there are no launch buttons.
+- Without a repository address there are no launch buttons; Thebe is never loaded.
 """
 
 import hashlib
@@ -47,6 +47,16 @@ def set_buttons(app: Sphinx, config: Any) -> None:
     else:
         options.pop("launch_buttons", None)
         options.pop("repository_url", None)
+
+
+def drop_thebe(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Leave out the scripts of Thebe: we don't use it, and it would load code from elsewhere."""
+    context["script_files"] = [
+        script for script in context["script_files"]
+        if "thebe" not in f"{script} {getattr(script, 'attributes', {}).get('body', '')}".lower()
+    ]  # fmt: skip
 
 
 def records(app: Sphinx, kind: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -129,4 +139,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", set_cache, priority=100)
     app.connect("config-inited", set_buttons, priority=100)
     app.connect("doctree-resolved", fill_listings)
+    app.connect("html-page-context", drop_thebe, priority=900)
     return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": False}

@@ -11,32 +11,32 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 ADDRESS = re.compile(r"https://github\.com/[\w.-]+/[\w.-]+")
 
-# File pattern, and a line whose quoted text is the address. Files of a pattern all have the line.
+# For each file pattern, what stands before the quoted address, without and with one.
 PLACES = {
-    "_config.yml": r'^  url: "(.*)"',
-    "CITATION.cff": r'^repository-code: "(.*)"',
-    "book/*.md": r'^REPOSITORY = "(.*)"',
+    "_config.yml": ("  url: ", "  url: "),
+    "CITATION.cff": ("# repository-code: ", "repository-code: "),  # an empty one is not allowed
+    "book/*.md": ("REPOSITORY = ", "REPOSITORY = "),
 }
 
 
 def addresses(root: Path) -> dict[Path, str]:
     """Return the address that each place holds; "" where none is set."""
     found = {}
-    for pattern, line in PLACES.items():
+    for pattern, (unset, is_set) in PLACES.items():
+        line = re.compile(f'^(?:{re.escape(unset)}|{re.escape(is_set)})"(.*?)"', re.MULTILINE)
         for path in sorted(root.glob(pattern)):
-            if match := re.search(line, path.read_text("utf-8"), flags=re.MULTILINE):
+            if match := line.search(path.read_text("utf-8")):
                 found[path] = match[1]
     return found
 
 
 def set_address(root: Path, url: str) -> list[Path]:
     """Write ``url`` into every place; return the files."""
-    for pattern, line in PLACES.items():
+    for pattern, (unset, is_set) in PLACES.items():
+        line = re.compile(f'^(?:{re.escape(unset)}|{re.escape(is_set)})".*?"', re.MULTILINE)
         for path in sorted(root.glob(pattern)):
             text = path.read_text("utf-8")
-            new = re.sub(line, lambda m: m[0].replace(f'"{m[1]}"', f'"{url}"'), text, flags=re.M)
-            if new != text:
-                path.write_text(new, "utf-8")
+            path.write_text(line.sub(lambda _: f'{is_set}"{url}"', text), "utf-8")  # noqa: B023
     return list(addresses(root))
 
 

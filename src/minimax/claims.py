@@ -10,7 +10,10 @@ Bundle = tuple[dict[str, str], dict[str, Any]]
 
 
 class ClaimFailed(AssertionError):
-    """A sentence of the book turned out to be false in this run."""
+    """A sentence of the book turned out to be false in this run.
+
+    Introduced in *How to use this book*.
+    """
 
 
 def claim(statement: str, holds: object, **evidence: object) -> None:

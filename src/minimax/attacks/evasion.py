@@ -17,7 +17,10 @@ from minimax.errors import Words, check_choice, check_count, check_number, refus
 
 
 class Camouflage(NamedTuple):
-    """The cheapest way past a filter: the message that results and what it cost."""
+    """The cheapest way past a filter: the message that results and what it cost.
+
+    Introduced in *Adversarial examples*.
+    """
 
     words: np.ndarray  # (W,) booleans
     cost: float  # ∞ if no set of changes gets past; ``words`` is the message unchanged then

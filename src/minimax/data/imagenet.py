@@ -35,7 +35,10 @@ AS_INPUT = v2.Compose(
 
 
 class Pretrained(NamedTuple):
-    """A network that takes images in [0, 1], its 1,000 labels, and where its weights came from."""
+    """A network that takes images in [0, 1], its 1,000 labels, and where its weights came from.
+
+    Introduced in *Adversarial examples*.
+    """
 
     network: nn.Module
     labels: list[str]
@@ -114,6 +117,7 @@ def load_photographs() -> tuple[Tensor, Tensor, list[str]]:
     """Return the 40 photographs (40, 3, 224, 224), their ImageNet classes and their names.
 
     They were kept because four networks label them correctly: accuracy on them means nothing.
+    Introduced in *Adversarial examples*.
     """
     index = find(PHOTOGRAPHS, SAMPLES)
     with reading(PHOTOGRAPHS, index):

@@ -33,7 +33,10 @@ EVERYDAY = (
 
 @dataclass(frozen=True)
 class Messages:
-    """Messages as texts, with ``y`` (N,): 1 for spam, 0 for ham."""
+    """Messages as texts, with ``y`` (N,): 1 for spam, 0 for ham.
+
+    Introduced in *Adversarial examples*.
+    """
 
     texts: list[str]
     y: Tensor
@@ -67,6 +70,7 @@ def sms_spam(split: str) -> Messages:
     """Return the SMS Spam Collection (Almeida and Hidalgo, 2012): every fifth message is for test.
 
     Raises DataError if the file is not there or a line of it is damaged.
+    Introduced in *Adversarial examples*.
     """
     path = find(SMS, SMS_FILE)
     with reading(SMS, path):

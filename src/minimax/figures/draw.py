@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -111,9 +110,3 @@ def timeline(events: Sequence[tuple[float, str]], width: float = 7.0) -> Figure:
     axes.set(ylim=(-1.6, 1.6), xlim=(min(years) - 1.4, max(years) + 1.4))
     axes.axis("off")
     return figure
-
-
-def as_image(delta: Tensor) -> Tensor:
-    """Return a perturbation scaled into [0, 1], no change being mid-grey, so it can be shown."""
-    largest = delta.abs().amax().clamp(min=torch.finfo(delta.dtype).tiny)
-    return 0.5 + 0.5 * delta / largest

@@ -86,7 +86,10 @@ def compare(
 
 
 def provenance(record: Mapping[str, Any]) -> str:
-    """Return one sentence that says where a recorded run comes from."""
+    """Return one sentence that says where a recorded run comes from.
+
+    Introduced in *Adversarial examples*.
+    """
     seeds = ", ".join(str(seed) for seed in record.get("seeds", []))
     return (
         f"Recorded {record['date']} at commit {record['commit']} on {record['device']}"

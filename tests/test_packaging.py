@@ -1,0 +1,172 @@
+"""What describes the package agrees: its metadata, environment.yml, the lock file, the address."""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from conftest import ROOT
+
+CONDA = {"torch": "pytorch-cpu", "lmdb": "python-lmdb", "matplotlib": "matplotlib-base"}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+RANGES = [
+    Requirement(line)
+    for group in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
+    for line in group
+]
+
+
+def tool(name):
+    """One of the book's own tools, as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / "_tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def pins():
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    found = {}
+    for line in lines:
+        if line and not line.startswith("#"):
+            requirement = Requirement(line)
+            (pin,) = requirement.specifier
+            assert pin.operator == "==", line
+            found.setdefault(canonicalize_name(requirement.name), []).append(pin.version)
+    return found
+
+
+def test_every_range_holds_the_pinned_version():
+    pinned = pins()
+    for requirement in RANGES:
+        for version in pinned[canonicalize_name(requirement.name)]:
+            assert requirement.specifier.contains(version), (str(requirement), version)
+    assert pinned["torch"] == ["2.14.1"]
+    assert pinned["torchvision"] == ["0.29.2"]
+
+
+def test_the_package_takes_ranges():
+    for requirement in RANGES:
+        assert "==" not in str(requirement.specifier)
+        assert ">=" in str(requirement.specifier)
+    assert next(str(r.specifier) for r in RANGES if r.name == "torch") == ">=2.8"
+
+
+def test_environment_has_the_same_packages_by_the_same_ranges():
+    lines = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    by_pip = next(line["pip"] for line in lines if isinstance(line, dict))
+    conda = {Requirement(line) for line in lines if isinstance(line, str)}
+    pip = {Requirement(line) for line in by_pip if not line.startswith("-")}
+    found = {r.name: r.specifier for r in conda | pip if r.name not in ("python", "pip")}
+    expected = {CONDA.get(r.name, r.name): r.specifier for r in RANGES}
+    assert found == expected
+    python = next(r for r in conda if r.name == "python")
+    assert str(python.specifier) == PROJECT["requires-python"]
+    assert "--editable ." in by_pip
+
+
+def test_no_index_and_no_path_of_a_machine_in_any_file():
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
+    assert len(listed) > 40
+    bad = re.compile(rb"--(extra-)?index-url|find-links|/root/|/home/\w+/|/work/")
+    for name in filter(None, listed):
+        if Path(name) != Path(__file__).relative_to(ROOT):
+            assert not bad.search((ROOT / name).read_bytes()), name
+
+
+# --- the repository's address ---------------------------------------------------------------
+
+URL = "https://github.com/someone/minimax"
+
+
+@pytest.fixture
+def copy(tmp_path):
+    for name in ("_config.yml", "CITATION.cff"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "book").mkdir()
+    for path in (ROOT / "book").glob("*.md"):
+        shutil.copy(path, tmp_path / "book")
+    return tmp_path
+
+
+def test_all_places_agree_with_the_one_that_counts():
+    found = tool("repository").addresses(ROOT)
+    assert {path.name for path in found} >= {
+        "_config.yml",
+        "CITATION.cff",
+        "adversarial_examples.md",
+    }
+    assert set(found.values()) == {found[ROOT / "_config.yml"]}
+    chapters = [p for p in (ROOT / "book").glob("*.md") if "code-cell" in p.read_text()]
+    assert set(chapters) <= set(found)
+
+
+def test_the_address_is_set_everywhere(copy):
+    repository = tool("repository")
+    for url in (URL, "https://github.com/someone.else/mini-max"):
+        repository.set_address(copy, url)
+        assert set(repository.addresses(copy).values()) == {url}
+        assert yaml.safe_load((copy / "_config.yml").read_text())["repository"]["url"] == url
+        assert yaml.safe_load((copy / "CITATION.cff").read_text())["repository-code"] == url
+    assert len(repository.addresses(copy)) == len(repository.addresses(ROOT))
+
+
+@pytest.mark.parametrize("url", ["", "github.com/a/b", "https://github.com/a", "https://x.org/a/b"])
+def test_a_bad_address_is_refused(url):
+    command = [sys.executable, str(ROOT / "book/_tools/repository.py"), url]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"URL is '{url}'" in done.stderr
+
+
+def test_buttons_only_with_an_address():
+    set_buttons = tool("minimax_sphinx").set_buttons
+
+    def options(url):
+        config = SimpleNamespace(
+            html_theme_options={"repository_url": url, "launch_buttons": {"colab_url": "c"}}
+        )
+        set_buttons(None, config)
+        return config.html_theme_options
+
+    assert options("") == {}
+    assert options(URL)["launch_buttons"] == {"colab_url": "c"}
+    assert options(URL)["use_repository_button"]
+
+
+def test_the_install_cell_says_that_there_is_no_address(tmp_path):
+    source = (ROOT / "book/adversarial_examples.ipynb").read_text()
+    assert "names no repository" in source
+
+
+# --- the execution cache --------------------------------------------------------------------
+
+
+def test_the_cache_is_keyed_by_package_lock_file_and_environment(tmp_path):
+    key = tool("minimax_sphinx").execution_key
+    package = tmp_path / "src/minimax/recorded"
+    package.mkdir(parents=True)
+    (package / "run.json").write_text("1")
+    (tmp_path / "requirements.lock").write_text("a==1")
+    keys = [key(tmp_path, {}), key(tmp_path, {})]
+    assert keys[0] == keys[1]
+    (package / "run.json").write_text("2")
+    keys.append(key(tmp_path, {}))
+    (package / "new.py").write_text("")
+    keys.append(key(tmp_path, {}))
+    (tmp_path / "requirements.lock").write_text("a==2")
+    keys.append(key(tmp_path, {}))
+    keys.append(key(tmp_path, {"MINIMAX_SCALE": "paper"}))
+    keys.append(key(tmp_path, {"MINIMAX_SEED": "1"}))
+    assert len(set(keys)) == len(keys) - 1

@@ -1,0 +1,57 @@
+"""Lint, formatting, types, and the size of the package."""
+
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ruff", "check", "."],
+        ["ruff", "format", "--check", "src", "tests", "benchmarks", "book/_tools"],
+        ["mypy", "--cache-dir", "_build/mypy"],
+    ],
+    ids=["lint", "format", "types"],
+)
+def test_tools(command):
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_package_stays_small():
+    sizes = {path: len(path.read_text().splitlines()) for path in SOURCES}
+    assert max(sizes.values()) <= 500
+    assert sum(sizes.values()) < 4000
+
+
+def test_nothing_is_pickled():
+    for path in SOURCES:
+        text = path.read_text()
+        assert "import pickle" not in text, path
+        for call in re.findall(r"torch\.load\([^)]*\)", text):
+            assert "weights_only=True" in call, path
+        for call in re.findall(r"np\.load\([^)]*\)", text):
+            assert "allow_pickle=False" in call, path
+
+
+def test_public_functions_are_typed_and_say_which_chapter_introduces_them():
+    missing = []
+    for path in SOURCES:
+        if path.name in ("errors.py", "places.py", "mixtures.py", "reproduce.py"):
+            continue  # not called from chapters
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_":
+                doc = " ".join((ast.get_docstring(node) or "").split())
+                if "Introduced in *" not in doc:
+                    missing.append(f"{path.name}: {node.name}")
+    assert missing == []
