@@ -351,6 +351,7 @@ def test_weights_with_the_wrong_hash_are_not_kept(server, places, monkeypatch):
     server.files[name] = b"not the weights"
     weights = types.SimpleNamespace(url=server.url + name)
     monkeypatch.setitem(imagenet.NETWORKS, "1_1", (imagenet.NETWORKS["1_1"][0], weights))
+    assert not squeezenet_available(download=True)
     with pytest.raises(DataError, match=r"squeezenet1_1 weights.*invalid hash value"):
         squeezenet(download=True)
     assert files(places[1]) == []

@@ -13,7 +13,7 @@ from torchvision.models import squeezenet1_0 as _squeezenet1_0
 from torchvision.models import squeezenet1_1 as _squeezenet1_1
 from torchvision.transforms import v2
 
-from minimax.data.places import Need, disk_fault, find, places, reading, whole
+from minimax.data.places import DataError, Need, disk_fault, find, places, reading, whole
 from minimax.errors import check_choice
 from minimax.networks import Normalise
 
@@ -56,7 +56,7 @@ def squeezenet(version: str = "1_1", *, download: bool = False) -> Pretrained:
     """
     check_choice("version", version, tuple(NETWORKS))
     build, weights = NETWORKS[version]
-    need = Need(f"squeezenet{version} weights", "5 MB", "")
+    need = _need(version)
     path = _weights_file(need, weights.url, download)
     with reading(need, path):
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -67,13 +67,22 @@ def squeezenet(version: str = "1_1", *, download: bool = False) -> Pretrained:
     return Pretrained(model, list(weights.meta["categories"]), _origin(path))
 
 
-def squeezenet_available(version: str = "1_1") -> bool:
-    """Return whether ``squeezenet(version)`` needs no download.
+def squeezenet_available(version: str = "1_1", *, download: bool = False) -> bool:
+    """Return whether the weights of ``squeezenet(version)`` lie on this machine.
 
-    Raises ValueError for an unknown version. Introduced in *Adversarial examples*.
+    With ``download`` they are fetched now if they don't. Raises ValueError for an unknown version.
+    Introduced in *Adversarial examples*.
     """
     check_choice("version", version, tuple(NETWORKS))
-    return any(path.exists() for path in _weights_places(NETWORKS[version][1].url))
+    url = NETWORKS[version][1].url
+    try:
+        return _weights_file(_need(version), url, download).exists()
+    except DataError:
+        return False
+
+
+def _need(version: str) -> Need:
+    return Need(f"squeezenet{version} weights", "5 MB", "")
 
 
 def _weights_places(url: str) -> list[Path]:

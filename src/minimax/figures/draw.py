@@ -92,21 +92,20 @@ def _picture(axes: Axes, image: Tensor) -> None:
     axes.axis("off")
 
 
-def timeline(events: Sequence[tuple[float, str]], width: float = 7.0) -> Figure:
-    """Return a line of years with their events, alternately above and below.
+def timeline(events: Sequence[tuple[int, str]], width: float = 7.0) -> Figure:
+    """Return a line with one dot per event in order, the texts alternately above and below.
 
-    ``events`` are pairs of a year and a short text. Introduced in *Adversarial examples*.
+    ``events`` are pairs of a year and a short text. The dots stand at equal distances, whatever the
+    years are, so that the texts have room. Introduced in *Adversarial examples*.
     """
     figure, axes = plt.subplots(figsize=(width, 2.9))
-    years = [year for year, _ in events]
-    axes.plot([min(years) - 0.5, max(years) + 0.5], [0, 0], color=plt.rcParams["text.color"])
-    for index, (year, text) in enumerate(events):
-        side = 1 if index % 2 == 0 else -1
-        axes.plot([year, year], [0, 0.5 * side], color="C0")
-        axes.plot(year, 0, "o", color="C0")
-        axes.text(
-            year, 0.55 * side, text, ha="center", va="bottom" if side > 0 else "top", fontsize=9
-        )
-    axes.set(ylim=(-1.6, 1.6), xlim=(min(years) - 1.4, max(years) + 1.4))
+    axes.plot([-0.5, len(events) - 0.5], [0, 0], color=plt.rcParams["text.color"])
+    for place, (year, text) in enumerate(events):
+        side, edge = (1, "bottom") if place % 2 == 0 else (-1, "top")
+        axes.plot([place, place], [0, 0.5 * side], color="C0")
+        axes.plot(place, 0, "o", color="C0")
+        axes.text(place, 0.6 * side, text, ha="center", va=edge, fontsize=9)
+        axes.text(place, -0.2 * side, str(year), ha="center", va="center", fontsize=9)
+    axes.set(ylim=(-1.7, 1.7), xlim=(-0.9, len(events) - 0.1))
     axes.axis("off")
     return figure
