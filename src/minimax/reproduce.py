@@ -137,7 +137,8 @@ def record_chapter(chapter: str, seeds: Sequence[int]) -> None:
     """Record the paper-scale run of ``chapter``; a killed run goes on with the next seed."""
     source = (ROOT / "book" / f"{chapter}.md").read_text("utf-8")
     settings = re.findall(r".*at_scale\(.*", source)
-    kept = Path(tempfile.gettempdir()) / f"minimax-{chapter}-{_commit()}"
+    provenance = _provenance(None)  # before the runs: the tree may change meanwhile
+    kept = Path(tempfile.gettempdir()) / f"minimax-{chapter}-{provenance['commit']}"
     kept.mkdir(exist_ok=True)
     runs = []
     for seed in seeds:
@@ -156,7 +157,7 @@ def record_chapter(chapter: str, seeds: Sequence[int]) -> None:
             file.with_suffix(".partial").write_text(json.dumps(one), "utf-8")
             file.with_suffix(".partial").rename(file)
         runs.append(json.loads(file.read_text("utf-8")))
-    record = _provenance(None) | {
+    record = provenance | {
         "seconds": sum(run["seconds"] for run in runs),
         "memory_gb": max(run["memory_gb"] for run in runs),
         "seeds": list(seeds),
