@@ -21,38 +21,41 @@ def sources() -> list[Path]:
     return [path for path in sorted(BOOK.glob("*.md")) if "\njupytext:" in path.read_text()[:200]]
 
 
-def paired(source: Path) -> str:
-    """Return the notebook that belongs to ``source``, as text."""
+def stored(path: Path) -> dict[str, list]:
+    """Return the outputs that the notebook at ``path`` holds, by the code of their cell."""
+    if not path.exists():
+        return {}
+    return outputs(nbformat.read(path, as_version=4))
+
+
+def renewed(source: Path) -> dict[str, list]:
+    """Return the outputs that the chapter has when it is executed now."""
     notebook = jupytext.read(source)
-    path = source.with_suffix(".ipynb")
-    old = {}
-    if path.exists():
-        for cell in nbformat.read(path, as_version=4).cells:
-            if CHECKED in cell.metadata.get("tags", []):
-                old[cell.source] = cell.outputs
+    NotebookClient(notebook, timeout=None, resources={"metadata": {"path": BOOK}}).execute()
+    return outputs(notebook)
+
+
+def outputs(notebook: nbformat.NotebookNode) -> dict[str, list]:
+    """Return the outputs of the checked cells, without what changes from run to run."""
+    found = {}
+    for cell in notebook.cells:
+        if CHECKED in cell.metadata.get("tags", []):
+            for output in cell.outputs:
+                output.pop("execution_count", None)
+            found[cell.source] = cell.outputs
+    return found
+
+
+def paired(source: Path, kept: dict[str, list]) -> str:
+    """Return the notebook that belongs to ``source``, with the outputs ``kept``, as text."""
+    notebook = jupytext.read(source)
     for index, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{index:03d}"  # not random: the same text gives the same notebook
         if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = old.get(cell.source, []), None
+            cell.outputs, cell.execution_count = kept.get(cell.source, []), None
     notebook.metadata.pop("jupytext", None)
     notebook.metadata["language_info"] = {"name": "python"}
     return nbformat.writes(nbformat.from_dict(notebook), version=4) + "\n"
-
-
-def execute(path: Path) -> None:
-    """Renew the stored outputs of the checked cells of the notebook at ``path``."""
-    notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=None, resources={"metadata": {"path": BOOK}}).execute()
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.execution_count, cell.metadata = None, {
-                key: value for key, value in cell.metadata.items() if key == "tags"
-            }  # fmt: skip
-            if CHECKED not in cell.metadata.get("tags", []):
-                cell.outputs = []
-            for output in cell.outputs:
-                output.pop("execution_count", None)
-    path.write_text(nbformat.writes(notebook, version=4) + "\n")
 
 
 def main() -> int:
@@ -63,13 +66,12 @@ def main() -> int:
     arguments = parser.parse_args()
     differing = []
     for source in sources():
-        path, text = source.with_suffix(".ipynb"), paired(source)
+        path = source.with_suffix(".ipynb")
+        text = paired(source, renewed(source) if arguments.execute else stored(path))
         if not path.exists() or path.read_text() != text:
             differing.append(path.name)
             if not arguments.check:
                 path.write_text(text)
-        if arguments.execute:
-            execute(path)
     print("In step." if not differing else ("Out of step: " if arguments.check else "Written: ")
           + ", ".join(differing))  # fmt: skip
     return int(arguments.check and bool(differing))

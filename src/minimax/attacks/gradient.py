@@ -61,7 +61,7 @@ def fgsm(
     epsilon: float | Sequence[float],
     *,
     targeted: bool = False,
-    batch_size: int = 1024,
+    batch_size: int | None = None,
 ) -> Tensor:
     """Return x + ε·sign(∇ₓ ℓ), clipped to [0, 1]: the fast gradient sign method.
 
@@ -72,7 +72,7 @@ def fgsm(
     """
     check_images(x, y)
     radii = _epsilons(epsilon, x)
-    check_count("batch_size", batch_size)
+    batch_size = _batch_size(batch_size, x)
     with frozen(model):
         parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
         sign = torch.cat([_gradient(model, *part)[0].sign() for part in parts])
@@ -97,7 +97,7 @@ def pgd(
     momentum: float = 0.0,
     until_fooled: bool = False,
     generator: torch.Generator | None = None,
-    batch_size: int = 1024,
+    batch_size: int | None = None,
 ) -> Tensor:
     """Return the images after projected gradient ascent on the loss inside the ε-ball.
 
@@ -111,13 +111,15 @@ def pgd(
     into the ball. Of several ``restarts`` the first that fools the model counts, else the one with
     the highest loss. With ``until_fooled`` an image leaves the batch as soon as the model is
     fooled; without, every image takes all steps. Random numbers come from ``generator``, or from
-    torch's global one. ``batch_size`` images, counted once per ε, go through the model at a time.
+    torch's global one. ``batch_size`` images, counted once per ε, go through the model at a time
+    (default: 256 on a CPU, where small batches stay in the cache, else 1,024).
     Raises ValueError for arguments out of range. Introduced in *Adversarial examples*.
     """
     check_images(x, y)
     check_choice("norm", norm, tuple(BALLS))
-    for name, count in (("steps", steps), ("restarts", restarts), ("batch_size", batch_size)):
-        check_count(name, count)
+    check_count("steps", steps)
+    check_count("restarts", restarts)
+    batch_size = _batch_size(batch_size, x)
     check_number("momentum", momentum)
     if start is not None and start.shape != x.shape:
         refuse("start", tuple(start.shape), f"a tensor of the shape of x, {tuple(x.shape)}")
@@ -281,6 +283,13 @@ def _norm(delta: Tensor, p: float = 2) -> Tensor:
 def _per_image(values: Tensor, x: Tensor) -> Tensor:
     """Return one value per image, shaped to broadcast over the pixels of ``x``."""
     return values.view(-1, *[1] * (x.dim() - 1))
+
+
+def _batch_size(batch_size: int | None, x: Tensor) -> int:
+    """Return how many images go through the model at a time."""
+    if batch_size is None:
+        return 256 if x.device.type == "cpu" else 1024
+    return check_count("batch_size", batch_size)
 
 
 def _epsilons(epsilon: float | Sequence[float], x: Tensor) -> Tensor:
