@@ -52,7 +52,8 @@ def paired(source: Path, kept: dict[str, list]) -> str:
     for index, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{index:03d}"  # not random: the same text gives the same notebook
         if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = kept.get(cell.source, []), None
+            cell.outputs = kept.get(cell.source, [])
+            cell.execution_count = 1 if cell.outputs else None  # nbval wants outputs to have one
     notebook.metadata.pop("jupytext", None)
     notebook.metadata["language_info"] = {"name": "python"}
     return nbformat.writes(nbformat.from_dict(notebook), version=4) + "\n"
