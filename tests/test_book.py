@@ -106,7 +106,8 @@ def test_no_page_asks_the_network_or_logs_an_error(driver, site, page):
 
 
 def test_equations_are_typeset(chapter):
-    assert len(chapter.find_elements(By.CSS_SELECTOR, "mjx-container")) > 10
+    typeset = "mjx-container"
+    WebDriverWait(chapter, 20).until(lambda d: len(d.find_elements(By.CSS_SELECTOR, typeset)) > 10)
 
 
 def test_every_picture_has_a_text_alternative(chapter):

@@ -66,3 +66,16 @@ def test_a_damaged_record_is_named(tmp_path, monkeypatch):
     (tmp_path / "c.json").write_text('{"date": ')
     with pytest.raises(ValueError, match=r"c\.json is damaged"):
         recorded.run("c")
+
+
+def test_the_strip_shows_what_was_measured_and_says_what_was_not(tmp_path, monkeypatch, shown):
+    monkeypatch.setattr(recorded, "FOLDER", tmp_path)
+    recorded.run_time("c")
+    (tmp_path / "timings.json").write_text(
+        '{"c": {"cpu": {"seconds": 41.2, "memory_gb": 1.04, "downloads_mb": 0.0, "date": "D"}}}'
+    )
+    recorded.run_time("c")
+    texts = [data["text/html"] for data, _ in shown]
+    assert texts[0].count("not measured yet") == 2
+    assert "41 s, 1.0 GB of memory, downloads nothing (measured D)" in texts[1]
+    assert texts[1].count("not measured yet") == 1

@@ -168,15 +168,20 @@ def record_chapter(chapter: str, seeds: Sequence[int]) -> None:
 
 
 def record_timings(chapters: Sequence[str]) -> None:
-    """Record what each chapter takes at quick scale on this machine, without any data folder."""
+    """Record what each chapter takes and downloads at quick scale, without data or caches."""
     path = FOLDER / "timings.json"
     timings = json.loads(path.read_text("utf-8")) if path.exists() else {}
     device = "gpu" if torch.cuda.is_available() else "cpu"
     for chapter in chapters:
-        with tempfile.TemporaryDirectory() as nothing:
-            environment = {"MINIMAX_SCALE": "quick", "MINIMAX_DATA": nothing}
-            _, seconds, memory = execute(chapter, environment)
-        one = {"seconds": round(seconds, 1), "memory_gb": round(memory, 2)}
+        with tempfile.TemporaryDirectory() as folder:
+            empty = dict.fromkeys(("MINIMAX_DATA", "MINIMAX_CACHE", "TORCH_HOME"), folder)
+            _, seconds, memory = execute(chapter, empty | {"MINIMAX_SCALE": "quick"})
+            fetched = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+        one = {
+            "seconds": round(seconds, 1),
+            "memory_gb": round(memory, 2),
+            "downloads_mb": round(fetched / 1e6, 1),
+        }
         timings.setdefault(chapter, {})[device] = one | _provenance(None)
         print(f"{chapter}: {seconds:.0f} s, {memory:.2f} GB", file=sys.stderr)
     _write("timings", timings)

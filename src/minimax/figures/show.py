@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from minimax.claims import number
+from minimax.errors import refuse
 
 COLOURS = ["#3b82c4", "#d9822b", "#2a9d5c", "#d1495b", "#8e6bbf", "#7f8c8d"]  # 3:1 on both grounds
 STYLE = {
@@ -67,15 +68,19 @@ def explore(
     with one value of each, by name, and return that frame's figure and text alternative. ``labels``
     replaces an axis's name beside its slider, ``start`` its first position (default: the middle).
     All frames are drawn now and stand in the page, which needs no network; without scripts the
-    first one is a plain picture. Raises ValueError for no axis or more than two, for an empty
-    one, or when the result is larger than 1.5 MB. Introduced in *How to use this book*.
+    one at the start is a plain picture. Raises ValueError for no axis or more than two, for an
+    empty one, for a start that is no position of an axis, or when the result is larger than
+    1.5 MB. Introduced in *How to use this book*.
     """
     if not 1 <= len(axes) <= 2:
         raise ValueError(f"explore got {len(axes)} axes ({', '.join(axes)}); it takes one or two.")
     for name, values in axes.items():
         if not len(values):
             raise ValueError(f"{name} is an empty axis; it has to hold at least one value.")
-    first = {name: (start or {}).get(name, len(values) // 2) for name, values in axes.items()}
+    for name, position in (start or {}).items():
+        if name not in axes or position not in range(len(axes[name])):
+            refuse("start", start, "a position, counted from 0, for axes that are given")
+    first = {name: len(values) // 2 for name, values in axes.items()} | dict(start or {})
     frames, alts = [], []
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))

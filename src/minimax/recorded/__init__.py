@@ -47,14 +47,18 @@ def run_time(chapter: str) -> None:
     Introduced in *How to use this book*.
     """
     timings = (run("timings") or {}).get(chapter, {})
-    cells = []
+    parts = []
     for device, title in (("cpu", "two CPU cores"), ("gpu", "a GPU")):
         one = timings.get(device)
-        text = f"{one['seconds']:.0f} s, {one['memory_gb']:.1f} GB" if one else "not measured yet"
-        cells.append(f"on {title}: <strong>{text}</strong>")
-    date = html.escape(timings.get("cpu", {}).get("date", "–"))
-    cells.append("downloads: <strong>none</strong>")
-    display(HTML(f"<p>Quick scale {' · '.join(cells)} · measured {date}</p>"))
+        text = "not measured yet"
+        if one:
+            fetched = f"{one['downloads_mb']} MB" if one["downloads_mb"] else "nothing"
+            text = (
+                f"{one['seconds']:.0f} s, {one['memory_gb']:.1f} GB of memory, downloads {fetched}"
+            )
+            text += f" (measured {one['date']})"
+        parts.append(f"on {title}: <strong>{html.escape(text)}</strong>")
+    display(HTML(f"<p>Quick scale {'; '.join(parts)}.</p>"))
 
 
 def compare(
