@@ -98,7 +98,7 @@ def test_explore_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match=r"got 0 axes .* one or two"):
         figures.explore(line, alt=lambda: "A rising line.")
     for start in ({"k": 2}, {"j": 0}):
-        with pytest.raises(ValueError, match="start is {'.': .}; it has to be a position"):
+        with pytest.raises(ValueError, match=r"start is {'.': .}; it has to be a position"):
             figures.explore(lambda k: line(), k=[1, 2], start=start, alt=lambda k: "A rising line.")
     with pytest.raises(ValueError, match="k is an empty axis"):
         figures.explore(lambda k: line(), k=[], alt=lambda k: "A rising line.")
