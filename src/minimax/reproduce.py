@@ -126,7 +126,10 @@ def execute(chapter: str, environment: Mapping[str, str]) -> tuple[Any, float, f
         raise SystemExit(f"There is no chapter {chapter!r} in {path.parent}; run this in a clone.")
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(PEAK))
-    client = NotebookClient(notebook, timeout=None, resources={"metadata": {"path": path.parent}})
+    # A cell of a quick run takes seconds: one that takes minutes waits for a kernel that hangs.
+    timeout = None if environment.get("MINIMAX_SCALE") == "paper" else 300
+    where = {"metadata": {"path": path.parent}}
+    client = NotebookClient(notebook, timeout=timeout, resources=where)
     began = time.perf_counter()
     client.execute(env=os.environ | environment)
     seconds = time.perf_counter() - began
