@@ -29,7 +29,7 @@ from torch import Tensor
 from minimax.attacks import fgsm, input_gradient, lbfgs
 from minimax.data import Pretrained, load, squeezenet
 from minimax.networks import predict
-from minimax.recorded import FOLDER
+from minimax.recorded import FOLDER, run, tensors
 
 ROOT = Path(__file__).parents[2]
 EPSILONS = (0.0, 0.001, 0.002, 0.004, 0.007, 0.015, 0.03, 0.06)
@@ -110,10 +110,7 @@ def recorded_squeezenet() -> dict[str, Any]:
 
     Introduced in *Adversarial examples*.
     """
-    record = json.loads((FOLDER / "squeezenet.json").read_text("utf-8"))
-    from minimax.recorded import tensors
-
-    kept = tensors("squeezenet")
+    record, kept = run("squeezenet") or {}, tensors("squeezenet")
     bits = np.unpackbits(kept["sign_bits"].numpy())
     sign = torch.from_numpy(bits).float().view(3, 224, 224) * 2 - 1
     return record | {"sign": sign, "r": kept["r"].float() * kept["step"]}
@@ -161,11 +158,11 @@ def record_chapter(chapter: str, seeds: Sequence[int]) -> None:
             file.with_suffix(".partial").rename(file)
         runs.append(json.loads(file.read_text("utf-8")))
     record = provenance | {
-        "seconds": sum(run["seconds"] for run in runs),
-        "memory_gb": max(run["memory_gb"] for run in runs),
+        "seconds": sum(one["seconds"] for one in runs),
+        "memory_gb": max(one["memory_gb"] for one in runs),
         "seeds": list(seeds),
         "settings": [line.strip() for line in settings],
-        "measured": {key: [run["measured"][key] for run in runs] for key in runs[0]["measured"]},
+        "measured": {key: [one["measured"][key] for one in runs] for key in runs[0]["measured"]},
     }
     _write(chapter, record)
 
