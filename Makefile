@@ -8,6 +8,7 @@
 PYTHON ?= python3
 BIN    := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+export TQDM_DISABLE := 1   # progress bars belong on a terminal, not in a page
 
 .PHONY: book test sync outputs repository lock clean
 

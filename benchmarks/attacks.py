@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from minimax.attacks import pgd
 from minimax.data import load
+from minimax.game import Player, minibatches, play
 from minimax.networks import accuracy, maxout_network
 
 STEPS, STEP_SIZE = 40, 0.01  # with ε = 0.3, the setting of Madry et al. on MNIST
@@ -37,12 +38,8 @@ def convolutional() -> nn.Sequential:
 def trained(model: nn.Module, rounds: int) -> nn.Module:
     """Train on scikit-learn's digits at 28×28 pixels."""
     data = load("digits", size=28)
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
-    for _ in range(rounds):
-        rows = torch.randint(len(data), (100,))
-        optimiser.zero_grad()
-        cross_entropy(model(data.x[rows]), data.y[rows]).backward()
-        optimiser.step()
+    player = Player(model, lambda x, y: cross_entropy(model(x), y))
+    play([player], minibatches(data.x, data.y, size=100), rounds=rounds)
     return model.eval()
 
 

@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
 from docutils import nodes
 from docutils.parsers.rst import Directive
+from jupyter_cache import get_cache
 from sphinx.application import Sphinx
 
 ENVIRONMENT = ("MINIMAX_SCALE", "MINIMAX_SEED", "MINIMAX_DATA", "TORCH_HOME")
@@ -61,13 +63,14 @@ def drop_thebe(
 
 def records(app: Sphinx, kind: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield (document, title, record) for each claim or table of the executed chapters."""
-    executed = Path(app.outdir).parent / "jupyter_execute"
+    cache = get_cache(app.config.nb_execution_cache_path)
     for document in _in_order(app):
-        path = executed / f"{document}.ipynb"
+        path = Path(app.srcdir) / f"{document}.ipynb"
         if not path.exists():
             continue
         title = app.env.titles[document].astext()
-        for cell in json.loads(path.read_text("utf-8"))["cells"]:
+        _, executed = cache.merge_match_into_notebook(nbformat.read(path, as_version=4))
+        for cell in executed.cells:
             for output in cell.get("outputs", []):
                 if record := output.get("metadata", {}).get(kind):
                     yield document, title, record

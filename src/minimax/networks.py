@@ -1,11 +1,44 @@
 """The architectures that the chapters share. A classifier takes images in [0, 1]."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from minimax.errors import check_count
+from minimax.errors import Words, check_count, refuse
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Put ``modules`` into evaluation mode; each of their parts gets its own mode back at the end.
+
+    Introduced in *The minimax game*.
+    """
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    try:
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def reinitialise(network: nn.Module) -> None:
+    """Draw new weights for ``network`` as its layers' own ``reset_parameters`` do.
+
+    Parts come before the whole, so that a network with a rule of its own has the last word. Raises
+    ValueError if there are weights that no such method draws. Introduced in *The minimax game*.
+    """
+    ruled = [name for name, m in network.named_modules() if hasattr(m, "reset_parameters")]
+    for name, _ in network.named_parameters():
+        if not any(rule == "" or name.startswith(rule + ".") for rule in ruled):
+            allowed = "part of a module with a method reset_parameters, which draws it anew"
+            refuse("the weight", Words(f"{name} of {type(network).__name__}"), allowed)
+    for name in reversed(ruled):
+        network.get_submodule(name).reset_parameters()  # type: ignore[operator]
 
 
 class Normalise(nn.Module):
@@ -44,6 +77,22 @@ class Maxout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return max over the pieces of each unit."""
         return self.linear(x).unflatten(1, (-1, self.pieces)).amax(2)
+
+
+def mlp(*sizes: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Return linear layers of these ``sizes``, from input to output, an activation between them.
+
+    ``mlp(1, 64, 1)`` maps (N, 1) to (N, 1) through 64 hidden units. Raises ValueError for fewer
+    than two sizes, or one below 1. Introduced in *The minimax game*.
+    """
+    if len(sizes) < 2:
+        refuse("sizes", sizes, "at least two: what comes in and what goes out")
+    for size in sizes:
+        check_count("sizes", size)
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), activation()]
+    return nn.Sequential(*layers[:-1])
 
 
 def softmax_regression(pixels: int, classes: int = 10) -> nn.Sequential:
@@ -123,13 +172,8 @@ def predict(model: nn.Module, x: Tensor, batch_size: int = 1024) -> Tensor:
 
     The model's mode comes back as it was. Introduced in *Adversarial examples*.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
+    with evaluating(model):
         return torch.cat([model(part).softmax(1) for part in x.split(batch_size)])
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:

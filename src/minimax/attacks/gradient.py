@@ -20,6 +20,7 @@ from minimax.errors import (
     check_number,
     refuse,
 )
+from minimax.networks import evaluating
 
 TINY = 1e-12  # keeps a zero gradient's norm from dividing by zero
 
@@ -30,15 +31,12 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
     Introduced in *Adversarial examples*.
     """
-    modes = [(module, module.training) for module in model.modules()]
     flags = [(weight, weight.requires_grad) for weight in model.parameters()]
     try:
-        model.eval().requires_grad_(False)
-        with torch.enable_grad():
+        model.requires_grad_(False)
+        with evaluating(model), torch.enable_grad():
             yield
     finally:
-        for module, training in modes:
-            module.training = training
         for weight, requires_grad in flags:
             weight.requires_grad_(requires_grad)
 

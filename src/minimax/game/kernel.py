@@ -1,0 +1,231 @@
+"""``play`` and what it returns. One round stands in ``engine``, its files in ``checkpoints``."""
+
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from minimax.errors import Words, check_count, refuse
+from minimax.game import checkpoints
+from minimax.game.engine import Captured, Game, State
+from minimax.game.player import Batches, Player
+from minimax.networks import reinitialise
+
+Watch = Mapping[str, Callable[[], Tensor | float]]
+CHECK_EVERY = 100  # rounds between looks at the losses on a GPU: each look waits for it
+
+
+class NonFiniteLoss(ArithmeticError):
+    """A player's loss became infinite or NaN, and the game stopped.
+
+    ``history`` holds the game until then. Introduced in *The minimax game*.
+    """
+
+    def __init__(self, message: str, history: "History") -> None:
+        super().__init__(message)
+        self.history = history
+
+
+@dataclass(repr=False)
+class History:
+    """The course of a game, and the weights of all its copies.
+
+    ``losses`` maps each player's name to its loss in every round (the mean over its turns): shape
+    (rounds,), or (rounds, copies) if ``copies`` were asked for. ``watched`` maps each name of
+    ``watch`` to its values, (times, …) or (times, copies, …), and ``rounds`` says after how many
+    rounds they were taken. Introduced in *The minimax game*.
+    """
+
+    losses: dict[str, Tensor]
+    watched: dict[str, Tensor]
+    rounds: list[int]
+    _game: Game
+
+    def __repr__(self) -> str:
+        ends = ", ".join(f"{name} {loss[-1].mean():.4g}" for name, loss in self.losses.items())
+        rounds = len(next(iter(self.losses.values())))
+        return f"<History of {rounds} rounds; last losses: {ends}>"
+
+    def each(self, function: Callable[[], Tensor | float], *, averaged: bool = False) -> Tensor:
+        """Return what ``function`` gives with the weights of each copy in turn: (copies, …).
+
+        It is called without arguments, in evaluation mode, without gradients. ``averaged`` takes
+        the moving averages of those players that keep one. A game without copies has one result,
+        and no such dimension.
+        """
+        return self._game.each(function, averaged)
+
+    def load(self, copy: int = 0, *, averaged: bool = False) -> None:
+        """Put the weights of ``copy`` into the networks. Raises ValueError if there is none."""
+        copies = self._game.copies or 1
+        if copy not in range(copies):
+            refuse("copy", copy, f"a whole number from 0 to {copies - 1}")
+        self._game.load(copy, averaged)
+
+
+def play(
+    players: Sequence[Player],
+    batches: Batches,
+    *,
+    rounds: int,
+    copies: int | None = None,
+    seed: int | None = None,
+    initialise: Callable[[nn.Module], None] = reinitialise,
+    watch: Watch | None = None,
+    every: int = 100,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 1000,
+    bf16: bool = False,
+    channels_last: bool = False,
+    compile: bool = False,
+    graph: bool | None = None,
+) -> History:
+    """Play ``rounds`` rounds of a game; its networks hold the result, the history is returned.
+
+    In a round the players move in their order, each taking all its turns; the t-th turn of every
+    player sees the same batch, drawn by ``batches(generator)``. All randomness hangs on ``seed``,
+    which by default comes from torch's global generator.
+
+    ``copies=S`` plays S independent games as one program (``torch.func.vmap``); losses see the
+    shapes of one game. Copy s starts from the weights that ``initialise`` draws for each network
+    after ``torch.manual_seed(seed + s)`` and is the game that ``play(…, seed=seed + s)`` plays from
+    there, up to rounding and to random numbers that a loss draws itself (dropout). The networks end
+    with copy 0; ``History.each`` and ``History.load`` reach the others.
+
+    ``watch`` names functions without arguments. Before the first round, every ``every`` rounds and
+    after the last one their values go into the history: numbers to follow, samples to animate. They
+    run in evaluation mode, without gradients, and do not disturb the game.
+
+    ``checkpoint`` names a folder in which the whole state is kept, every ``checkpoint_every``
+    rounds and at the end. A game that was killed goes on from there, on a CPU to the same bits.
+
+    For speed: ``bf16`` evaluates the losses under autocast, ``channels_last`` lays images and
+    kernels out so, ``compile`` compiles the losses, and ``graph`` captures a round as a CUDA graph
+    and replays it (None: where that is possible; a warning says why it is not). Only ``bf16``
+    changes the results by more than rounding.
+
+    Raises ValueError for arguments out of range and for a checkpoint folder of another game,
+    NonFiniteLoss once a loss is infinite or NaN. Introduced in *The minimax game*.
+    """
+    players = _checked(players)
+    for name, count in {"rounds": rounds, "every": every, "checkpoint_every": checkpoint_every,
+                        "copies": 1 if copies is None else copies}.items():  # fmt: skip
+        check_count(name, count)
+    if channels_last and copies is not None:
+        refuse("channels_last", True, "False with copies: a stack of kernels has no such layout")
+    if seed is None:
+        seed = int(torch.randint(2**31, ()))
+    game = Game(players, copies, seed, initialise, bf16, channels_last, compile)
+    folder = None if checkpoint is None else Path(checkpoint)
+    on_cuda = game.device.type == "cuda"
+    with game.playing():
+        record = _Record(game, rounds, watch or {})
+        if folder is not None and (found := checkpoints.newest(folder, game.fingerprint())):
+            game.restore(found)
+            record.restore(found)
+        else:
+            record.look(0)
+        if graph and not on_cuda:
+            warnings.warn("No CUDA graph is captured: the networks lie on the CPU.", stacklevel=2)
+        advance = Captured(game).round if on_cuda and graph is not False else game.round
+        options = {"disable": True} if os.environ.get("CI") else {}
+        bar = tqdm(total=rounds, initial=record.done, delay=2, leave=False, unit="round", **options)
+        for now in range(record.done + 1, rounds + 1):
+            game.set_rates((now - 1) / rounds)
+            record.losses[now - 1] = advance([game.draw(batches) for _ in range(game.turns)])
+            looks = now % every == 0 or now == rounds
+            keeps = folder is not None and (now % checkpoint_every == 0 or now == rounds)
+            if looks or keeps or not on_cuda or now % CHECK_EVERY == 0:
+                record.check(now, folder)
+            if looks:
+                record.look(now)
+            if keeps and folder is not None:
+                checkpoints.save(folder, now, game.fingerprint(), game.saved() | record.saved(now))
+            bar.update()
+        bar.close()
+    return record.history(rounds)
+
+
+def _checked(players: Sequence[Player]) -> list[Player]:
+    players = list(players)
+    if not players or not all(isinstance(player, Player) for player in players):
+        refuse("players", players, "a sequence of at least one Player")
+    for index, player in enumerate(players):
+        player.name = player.name or f"player {index + 1}"
+    names = [player.name for player in players]
+    if len(set(names)) < len(names):
+        refuse("players", Words(f"named {names}"), "of different names")
+    return players
+
+
+class _Record:
+    """What has been seen of a game so far."""
+
+    def __init__(self, game: Game, rounds: int, watch: Watch) -> None:
+        self.game, self.watch, self.done = game, watch, 0
+        copies = () if game.copies is None else (game.copies,)
+        self.losses = torch.zeros(rounds, len(game.sides), *copies, device=game.device)
+        self.finite = 0  # how many rounds were found to be finite
+        self.watched: dict[str, list[Tensor]] = {name: [] for name in watch}
+        self.times: list[int] = []
+
+    def look(self, now: int) -> None:
+        if not self.watch:
+            return
+        self.times.append(now)
+        with self.game.undisturbed():
+            for name, function in self.watch.items():
+                self.watched[name].append(self.game.each(function).cpu())
+
+    def check(self, now: int, folder: Path | None) -> None:
+        """Raise NonFiniteLoss if a loss since the last check is not finite."""
+        new = self.losses[self.finite : now]
+        if bool(torch.isfinite(new).all()):
+            self.finite = now
+            return
+        bad = torch.nonzero(~torch.isfinite(new))[0].tolist()  # the first round, the first player
+        at, names = self.finite + bad[0], [side.player.name for side in self.game.sides]
+        copy = f" of copy {bad[2]}" if len(bad) > 2 else ""
+        value = self.losses[(at, *bad[1:])].item()
+        text = f"The loss of player {names[bad[1]]!r}{copy} is {value} in round {at + 1}"
+        if at > 0:
+            before = [
+                self.losses[(at - 1, player, *bad[2:])].item() for player in range(len(names))
+            ]
+            pairs = [f"{name} {loss:.4g}" for name, loss in zip(names, before, strict=True)]
+            text += f"; the last finite losses, of round {at}, are {', '.join(pairs)}"
+        kept = checkpoints.rounds_kept(folder) if folder is not None else []
+        if kept:
+            text += f"; the checkpoint of round {kept[-1]} is kept in {folder}"
+        raise NonFiniteLoss(text + ".", self.history(at))
+
+    def saved(self, now: int) -> State:
+        tensors = {"losses": self.losses[:now], "times": torch.tensor(self.times)}
+        for name, values in self.watched.items():
+            tensors[f"watched/{name}"] = torch.stack(values)
+        return tensors
+
+    def restore(self, found: checkpoints.Checkpoint) -> None:
+        if found.round > len(self.losses):
+            allowed = f"at least {found.round}, the round of {found.path}"
+            refuse("rounds", len(self.losses), allowed)
+        self.done = self.finite = found.round
+        self.losses[: found.round] = found.tensors["losses"]
+        self.times = found.tensors["times"].tolist()
+        for name in self.watch:
+            if f"watched/{name}" not in found.tensors:
+                refuse("watch", name, f"one of those that {found.path} has kept")
+            self.watched[name] = list(found.tensors[f"watched/{name}"])
+
+    def history(self, rounds: int) -> History:
+        losses = {
+            side.player.name: self.losses[:rounds, index].cpu()
+            for index, side in enumerate(self.game.sides)
+        }
+        watched = {name: torch.stack(values) for name, values in self.watched.items()}
+        return History(losses, watched, self.times, self.game)

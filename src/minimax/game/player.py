@@ -1,0 +1,88 @@
+"""Who plays, and with what: ``Player`` and ``minibatches``."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from minimax.errors import Words, check_count, check_number, refuse
+
+Batch = tuple[Tensor, ...]
+Batches = Callable[[torch.Generator], Batch]
+
+
+@dataclass
+class Player:
+    """Who moves, what it minimises, and how it steps.
+
+    ``modules`` are the networks whose weights the player moves. ``loss`` maps a batch to a scalar
+    tensor; it may use the networks of all players, the gradient reaches only this player's. In each
+    round the player takes ``turns`` steps of ``optimiser``: Adam, or any other of ``torch.optim``
+    (``functools.partial`` sets options that have no name here), with the rate ``lr`` and, where
+    they are given, ``betas``. ``schedule`` maps the share of the game that is over, from 0 to 1, to
+    a factor of ``lr``. ``clip`` bounds the norm of the player's gradient. ``average`` is the decay
+    of an exponential moving average of the weights, which ``History.each`` can use. ``name`` stands
+    in the history; the default is that of the loss, without "_loss". Raises ValueError for values
+    out of range. Introduced in *The minimax game*.
+    """
+
+    modules: nn.Module | Sequence[nn.Module]
+    loss: Callable[..., Tensor]
+    lr: float = 1e-3
+    betas: tuple[float, float] | None = None
+    optimiser: Callable[..., Optimizer] = torch.optim.Adam
+    turns: int = 1
+    schedule: Callable[[float], float] | None = None
+    clip: float | None = None
+    average: float | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.modules, nn.Module):
+            self.modules = [self.modules]
+        if not self.modules or not all(isinstance(module, nn.Module) for module in self.modules):
+            refuse("modules", self.modules, "a torch.nn.Module, or a sequence of at least one")
+        if not callable(self.loss):
+            refuse("loss", self.loss, "a function that maps a batch to a scalar tensor")
+        self.lr = check_number("lr", self.lr)
+        check_count("turns", self.turns)
+        if self.betas is not None and not all(0 <= beta < 1 for beta in self.betas):
+            refuse("betas", self.betas, "two numbers from 0 up to, but not including, 1")
+        if self.clip is not None and check_number("clip", self.clip) == 0:
+            refuse("clip", self.clip, "above 0")
+        if self.average is not None and not 0 <= self.average < 1:
+            refuse("average", self.average, "a decay from 0 up to, but not including, 1")
+        own_name = getattr(self.loss, "__name__", "<lambda>")
+        if not self.name and own_name != "<lambda>":
+            self.name = own_name.removesuffix("_loss")
+
+
+def minibatches(*tensors: Tensor, size: int, noise: int | None = None) -> Batches:
+    """Return a function that draws a batch: ``size`` rows of each tensor, the same rows of all.
+
+    Rows are drawn with replacement. With ``noise``, standard normal numbers of shape (size, noise)
+    come last. The function is given the generator that decides, as ``play`` does it; the batch lies
+    on the generator's device. Raises ValueError if there is nothing to draw, or tensors differ in
+    length. Introduced in *The minimax game*.
+    """
+    check_count("size", size)
+    if noise is not None:
+        check_count("noise", noise)
+    lengths = [len(tensor) for tensor in tensors]
+    if len(set(lengths)) > 1 or 0 in lengths:
+        refuse("tensors", Words(f"of lengths {lengths}"), "of one length, at least 1")
+    if not tensors and noise is None:
+        refuse("tensors", Words("missing"), "given, or noise has to be")
+
+    def draw(generator: torch.Generator) -> Batch:
+        device, batch = generator.device, []
+        if tensors:
+            rows = torch.randint(lengths[0], (size,), generator=generator, device=device)
+            batch = [t[rows.to(t.device)].to(device) for t in tensors]
+        if noise is not None:
+            batch.append(torch.randn(size, noise, generator=generator, device=device))
+        return tuple(batch)
+
+    return draw

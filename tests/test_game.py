@@ -1,0 +1,474 @@
+"""The training kernel: whose weights move, copies, averages, precision, history, bad input."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss, softplus
+
+from minimax.game import NonFiniteLoss, Player, minibatches, play
+from minimax.gans import minimax, non_saturating
+from minimax.networks import mlp, reinitialise
+
+DATA = torch.randn(500, 2, generator=torch.Generator().manual_seed(0)) + 2
+BATCHES = minibatches(DATA, size=32, noise=3)
+
+
+def networks(normalised=True, seed=0):
+    """A discriminator and a generator with batch normalisation."""
+    torch.manual_seed(seed)
+    norm = [nn.BatchNorm1d(8)] if normalised else []
+    # A bias before the normalisation has the gradient 0, and Adam would blow its rounding up.
+    G = nn.Sequential(nn.Linear(3, 8, bias=not normalised), *norm, nn.ReLU(), nn.Linear(8, 2))
+    return mlp(2, 8, 1, activation=nn.LeakyReLU), G
+
+
+def state(*modules):
+    return [value.detach().clone() for module in modules for value in module.state_dict().values()]
+
+
+def apart(one, other):
+    return max(
+        (a.double() - b.double()).abs().max().item() for a, b in zip(one, other, strict=True)
+    )
+
+
+def by_hand(D, G, rounds, seed):
+    """The two players' steps written out, on the batches that play draws for ``seed``."""
+    drawn = []
+
+    def recording(generator):
+        drawn.append(BATCHES(generator))
+        return drawn[-1]
+
+    still = Player(nn.Linear(1, 1), lambda *_: torch.zeros((), requires_grad=True), lr=0.0)
+    play([still], recording, rounds=rounds, seed=seed)
+    d, g = (torch.optim.Adam(m.parameters(), lr=1e-3, betas=(0.5, 0.999)) for m in (D, G))
+    for real, noise in drawn:
+        d.zero_grad()
+        (softplus(-D(real)).mean() + softplus(D(G(noise).detach())).mean()).backward()
+        d.step()
+        g.zero_grad()
+        softplus(-D(G(noise))).mean().backward()
+        g.step()
+
+
+def test_play_is_the_loop_that_one_would_write():
+    D, G = networks()
+    by_hand(D, G, rounds=50, seed=5)
+    expected = state(D, G)
+    D, G = networks()
+    play(non_saturating(D, G, lr=1e-3, betas=(0.5, 0.999)), BATCHES, rounds=50, seed=5)
+    assert apart(state(D, G), expected) < 1e-5
+
+
+def test_copies_are_the_separate_games_from_the_same_seeds():
+    def players(D, G):
+        return non_saturating(D, G, lr=1e-3, betas=(0.5, 0.999), clip=0.5, average=0.9)
+
+    stacked = networks()
+    together = play(players(*stacked), BATCHES, rounds=50, copies=4, seed=20)
+    assert together.losses["discriminator"].shape == (50, 4)
+    for copy in range(4):
+        D, G = networks(seed=99)
+        torch.manual_seed(20 + copy)
+        for network in (D, G):
+            reinitialise(network)
+        alone = play(players(D, G), BATCHES, rounds=50, seed=20 + copy)
+        for averaged in (False, True):
+            alone.load(averaged=averaged)
+            expected = state(D, G)
+            together.load(copy, averaged=averaged)
+            assert apart(state(*stacked), expected) < 1e-5
+        for name, losses in alone.losses.items():
+            assert (together.losses[name][:, copy] - losses).abs().max() < 1e-5
+
+
+def test_copies_differ_from_each_other_and_the_networks_end_with_the_first():
+    D, G = networks()
+    history = play(non_saturating(D, G), BATCHES, rounds=5, copies=3, seed=1)
+    weights = history.each(lambda: G[0].weight)
+    assert weights.shape == (3, 8, 3)
+    assert torch.equal(G[0].weight, weights[0])
+    assert not torch.allclose(weights[0], weights[1])
+    history.load(2)
+    assert torch.equal(G[0].weight, weights[2])
+
+
+def test_a_gradient_reaches_only_what_its_player_moves():
+    D, G = networks(normalised=False)
+    G[0].bias.requires_grad_(False)
+    before = state(G)
+
+    def loss(real, noise):  # no detach
+        return softplus(-D(real)).mean() + softplus(D(G(noise))).mean()
+
+    play([Player(D, loss)], BATCHES, rounds=3)
+    assert apart(state(G), before) == 0
+    play(minimax(D, G), BATCHES, rounds=3)
+    assert torch.equal(G[0].bias, before[1])
+    assert not torch.equal(G[0].weight, before[0])
+    assert not G[0].bias.requires_grad
+    assert all(weight.requires_grad for weight in D.parameters())
+    assert all(weight.grad is None for weight in [*D.parameters(), *G.parameters()])
+
+
+def test_three_players_and_shared_networks():
+    trunk, head, other = nn.Linear(2, 4), nn.Linear(4, 1), nn.Linear(4, 1)
+
+    def fit(head):
+        return lambda real, noise: mse_loss(head(trunk(real)), real.sum(1, keepdim=True))
+
+    players = [
+        Player([trunk, head], fit(head), lr=1e-2),
+        Player([trunk, other], fit(other), lr=1e-2),
+        Player(other, fit(other), lr=1e-2, name="third"),
+    ]
+    history = play(players, BATCHES, rounds=300)
+    assert list(history.losses) == ["player 1", "player 2", "third"]
+    assert all(losses[-1] < 0.1 * losses[0] for losses in history.losses.values())
+    stacked = play(players, BATCHES, rounds=300, copies=2)
+    assert all((losses[-1] < 0.1 * losses[0]).all() for losses in stacked.losses.values())
+
+
+def test_turns_take_a_batch_each_and_players_share_them():
+    seen = {"a": [], "b": []}
+    a, b = nn.Linear(2, 1), nn.Linear(2, 1)
+
+    def player(name, module, turns):
+        def loss(real, noise):
+            seen[name].append(real)
+            return module(real).square().mean()
+
+        return Player(module, loss, turns=turns, name=name)
+
+    history = play([player("a", a, 3), player("b", b, 1)], BATCHES, rounds=2)
+    assert len(seen["a"]) == 6
+    assert len(seen["b"]) == 2
+    assert torch.equal(seen["a"][0], seen["b"][0])
+    assert torch.equal(seen["a"][3], seen["b"][1])
+    assert not torch.equal(seen["a"][0], seen["a"][1])
+    assert history.losses["a"].shape == (2,)
+
+
+def test_the_schedule_scales_the_rate():
+    line = nn.Linear(2, 1, bias=False)
+    nn.init.zeros_(line.weight)
+
+    def slope(real, noise):  # the gradient is 1 for both weights
+        return line.weight.sum() + 0 * real.sum()
+
+    halves = Player(
+        line, slope, lr=0.1, optimiser=torch.optim.SGD, schedule=lambda t: 1.0 if t < 0.5 else 0.0
+    )
+    play([halves], BATCHES, rounds=10)
+    assert torch.allclose(line.weight, torch.full((1, 2), -0.5))
+
+
+def test_clipping_bounds_the_norm_of_each_copy():
+    line = nn.Linear(2, 1, bias=False)
+    factor = torch.tensor([[3.0, 4.0]])
+
+    def slope(size):
+        return (line.weight * factor * size).sum()
+
+    def sizes(generator):  # a copy's gradient is 0.5, 5 or 50 long
+        return (torch.tensor([0.1, 1.0, 10.0])[generator.initial_seed() % 3],)
+
+    start = play([Player(line, slope, lr=0.0)], sizes, rounds=1, copies=6, seed=0)
+    before = start.each(lambda: line.weight)
+    player = Player(line, slope, lr=1.0, optimiser=torch.optim.SGD, clip=1.0)
+    after = play([player], sizes, rounds=1, copies=6, seed=0).each(lambda: line.weight)
+    steps = (after - before).flatten(1).norm(dim=1)
+    assert set(steps.mul(100).round().int().tolist()) <= {50, 100}
+    assert steps.max() <= 1 + 1e-5
+    assert steps.min() > 0.4
+
+
+def test_the_average_is_the_exponential_moving_average():
+    line = nn.Linear(2, 1)
+    player = Player(line, lambda real, noise: line(real).square().mean(), average=0.8)
+    seen = play([player], BATCHES, rounds=6, watch={"w": lambda: line.weight}, every=1)
+    average = seen.watched["w"][0]
+    for now in seen.watched["w"][1:]:
+        average = 0.8 * average + 0.2 * now
+    assert torch.allclose(seen.each(lambda: line.weight, averaged=True), average, atol=1e-6)
+    assert torch.equal(seen.each(lambda: line.weight), seen.watched["w"][-1])
+    seen.load(averaged=True)
+    assert torch.allclose(line.weight, average, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "optimiser",
+    [
+        torch.optim.SGD, partial(torch.optim.SGD, momentum=0.9), torch.optim.RMSprop,
+        torch.optim.AdamW, torch.optim.Adagrad, torch.optim.NAdam,
+        partial(torch.optim.Adam, foreach=True),
+    ],
+)  # fmt: skip
+def test_any_optimiser_of_torch(optimiser, tmp_path):
+    def game(rounds, **options):
+        D, G = networks()
+        players = non_saturating(D, G, optimiser=optimiser, lr=1e-2)
+        play(players, BATCHES, rounds=rounds, seed=3, **options)
+        return state(D, G)
+
+    whole = game(6)
+    assert apart(whole, state(*networks())) > 1e-4
+    game(4, checkpoint=tmp_path)
+    assert apart(game(6, checkpoint=tmp_path), whole) == 0
+
+
+def image_game(**options):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(1)
+    )
+    net(torch.zeros(1, 3, 8, 8))
+    data = torch.rand(50, 3, 8, 8)
+    batches = minibatches(data, data.mean((1, 2, 3)), size=16)
+    player = Player(net, lambda x, y: mse_loss(net(x)[:, 0], y), lr=1e-2, optimiser=torch.optim.SGD)
+    return play([player], batches, rounds=20, seed=1, **options).losses["player 1"]
+
+
+def test_channels_last_changes_nothing_and_bf16_little():
+    plain = image_game()
+    assert (image_game(channels_last=True) - plain).abs().max() < 1e-5
+    half = (image_game(bf16=True) - plain).abs().max()
+    assert 0 < half < 0.05
+
+
+def test_a_compiled_game_is_the_same_game():
+    def game(**options):
+        D, G = networks()
+        history = play(non_saturating(D, G), BATCHES, rounds=4, seed=3, **options)
+        return torch.stack(list(history.losses.values()))
+
+    assert (game(compile=True) - game()).abs().max() < 1e-5
+    assert (game(compile=True, copies=3) - game(copies=3)).abs().max() < 1e-5
+
+
+def test_watching_records_and_does_not_disturb():
+    def game(watch):
+        D, G = networks()
+        players = non_saturating(D, G)
+        history = play(players, BATCHES, rounds=25, seed=2, every=10, watch=watch and watch(G))
+        return history, state(D, G)
+
+    def samples(G):
+        return {"samples": lambda: G(torch.randn(7, 3)), "training": lambda: float(G.training)}
+
+    history, seen = game(samples)
+    _, unseen = game(None)
+    assert apart(seen, unseen) == 0
+    assert history.rounds == [0, 10, 20, 25]
+    assert history.watched["samples"].shape == (4, 7, 2)
+    assert history.watched["training"].tolist() == [0.0] * 4
+
+
+def test_what_is_watched_has_a_row_for_each_copy():
+    D, G = networks()
+    noise = torch.randn(7, 3)
+    watch = {"samples": lambda: G(noise)}
+    history = play(non_saturating(D, G), BATCHES, rounds=4, copies=3, watch=watch, every=2)
+    assert history.watched["samples"].shape == (3, 3, 7, 2)
+    assert torch.equal(history.watched["samples"][-1], history.each(lambda: G(noise)))
+
+
+def test_the_seed_decides_and_the_global_generator_is_left_alone():
+    def game(seed):
+        D, G = networks()
+        G.append(nn.Dropout(0.5))  # draws its own random numbers
+        play(non_saturating(D, G), BATCHES, rounds=3, seed=seed)
+        return state(D, G)
+
+    torch.manual_seed(1)
+    one = game(4)
+    torch.manual_seed(2)
+    expected = torch.rand(3)
+    torch.manual_seed(2)
+    D, G = networks(seed=2)
+    after_networks = torch.get_rng_state()
+    play(non_saturating(D, G), BATCHES, rounds=3, seed=4)
+    assert torch.equal(torch.get_rng_state(), after_networks)
+    assert apart(game(4), one) == 0
+    assert apart(game(5), one) > 0
+    torch.manual_seed(2)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_without_a_seed_the_global_generator_decides():
+    def game():
+        D, G = networks(seed=3)
+        play(non_saturating(D, G), BATCHES, rounds=2)
+        first = state(D, G)
+        play(non_saturating(D, G), BATCHES, rounds=2)
+        return first, state(D, G)
+
+    once, again = game(), game()
+    assert apart(once[0], again[0]) == 0
+    assert apart(once[1], again[1]) == 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_game(tmp_path):
+    line = nn.Linear(2, 1)
+    other = nn.Linear(2, 1)
+
+    def loss(real, noise):
+        bad = torch.where(loss.round >= 6, torch.nan, 0.0)
+        loss.round += 1
+        return line(real).square().mean() + bad
+
+    loss.round = torch.tensor(0)
+    players = [
+        Player(other, lambda real, noise: other(real).square().mean(), name="calm"),
+        Player(line, loss, name="wild"),
+    ]
+    with pytest.raises(NonFiniteLoss) as caught:
+        play(players, BATCHES, rounds=20, checkpoint=tmp_path, checkpoint_every=3)
+    text = str(caught.value)
+    assert "'wild'" in text
+    assert "nan in round 7" in text
+    assert "of round 6, are calm" in text
+    assert "checkpoint of round 6" in text
+    assert caught.value.history.losses["wild"].shape == (6,)
+    assert torch.isfinite(caught.value.history.losses["wild"]).all()
+    assert (tmp_path / "round-00000006.json").exists()
+
+
+def test_the_copy_that_is_not_finite_is_named():
+    line = nn.Linear(1, 1)
+
+    def batches(generator):
+        return (torch.tensor([torch.inf if draws[0] > 4 and len(draws) % 3 == 2 else 1.0]),)
+
+    draws = [0]
+
+    def counting(generator):
+        draws.append(draws[-1] + 1)
+        draws[0] = len(draws) // 3
+        return batches(generator)
+
+    with pytest.raises(NonFiniteLoss, match=r"player 'player 1' of copy \d is (inf|nan) in round"):
+        play([Player(line, lambda x: line(x).square().mean())], counting, rounds=20, copies=3)
+
+
+def test_a_graph_on_a_cpu_says_why_not():
+    D, G = networks()
+    with pytest.warns(UserWarning, match="the networks lie on the CPU"):
+        play(non_saturating(D, G), BATCHES, rounds=1, graph=True)
+
+
+def test_progress_goes_to_stderr_and_is_off_in_ci(python):
+    code = (
+        "import tqdm.auto, minimax.game.kernel as kernel\n"
+        "from minimax.game import *; from torch import nn; import time\n"
+        "kernel.tqdm = lambda **k: tqdm.auto.tqdm(**(k | {'delay': 0, 'mininterval': 0}))\n"
+        "line = nn.Linear(1, 1)\n"
+        "loss = lambda z: line(z).square().mean()\n"
+        "play([Player(line, loss)], minibatches(size=2, noise=1), rounds=3)\n"
+    )
+    shown = python(code, CI="", TQDM_DISABLE="")
+    assert shown.returncode == 0, shown.stderr
+    assert "3/3" in shown.stderr
+    assert shown.stdout == ""
+    assert python(code, CI="true", TQDM_DISABLE="").stderr == ""
+
+
+def test_minibatches_draw_the_same_rows_of_all():
+    x = torch.arange(100.0)[:, None]
+    rows, doubled, noise = minibatches(x, 2 * x, size=8, noise=5)(torch.Generator().manual_seed(0))
+    assert torch.equal(2 * rows, doubled)
+    assert rows.shape == (8, 1)
+    assert noise.shape == (8, 5)
+    assert len(minibatches(size=4, noise=2)(torch.Generator())) == 1
+
+
+def broken(**changes):
+    D, _ = networks()
+    options = {"modules": D, "loss": lambda real, noise: D(real).mean()} | changes
+    return lambda: Player(**options)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (broken(modules=[]), "modules is "),
+        (broken(modules="D"), "modules is "),
+        (broken(loss=3), "loss is 3"),
+        (broken(lr=-1), "lr is -1"),
+        (broken(lr="fast"), "lr is 'fast'"),
+        (broken(turns=0), "turns is 0"),
+        (broken(betas=(0.5, 1.0)), r"betas is \(0.5, 1.0\)"),
+        (broken(clip=0), "clip is 0"),
+        (broken(average=1.0), "average is 1.0"),
+        (lambda: minibatches(size=3), "tensors is missing"),
+        (lambda: minibatches(DATA, DATA[:3], size=3), r"tensors is of lengths \[500, 3\]"),
+        (lambda: minibatches(DATA, size=0), "size is 0"),
+        (lambda: mlp(3), r"sizes is \(3,\)"),
+        (lambda: mlp(3, 0, 1), "sizes is 0"),
+    ],
+)
+def test_bad_players_are_refused_in_one_sentence(make, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        make()
+    assert str(caught.value).count("\n") == 0
+
+
+def constant(real, noise):
+    return torch.zeros(())
+
+
+def game_with(loss=None, batches=BATCHES, twice=False, **options):
+    D, _ = networks()
+    loss = loss or (lambda real, noise: D(real).mean())
+    players = [Player(D, loss, name="one")] * (2 if twice else 1)
+    return play(players, batches, **({"rounds": 1} | options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rounds": 0}, "rounds is 0"),
+        ({"copies": 0}, "copies is 0"),
+        ({"every": 0}, "every is 0"),
+        ({"checkpoint_every": 1.5}, "checkpoint_every is 1.5"),
+        ({"copies": 2, "channels_last": True}, "channels_last is True"),
+        ({"twice": True}, r"players is named \['one', 'one'\]"),
+        ({"loss": constant}, "loss of player 'one' is constant in its weights"),
+        ({"loss": lambda real, noise: real}, r"loss of player 'one' is of shape \(32, 2\)"),
+        ({"loss": lambda real, noise: 1.0}, "loss of player 'one' is 1.0"),
+        ({"batches": lambda generator: DATA}, "batches is giving Tensor"),
+    ],
+)
+def test_bad_games_are_refused_in_one_sentence(options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        game_with(**options)
+    assert str(caught.value).count("\n") == 0
+
+
+def test_refusals_of_play_and_history():
+    with pytest.raises(ValueError, match=r"players is \[\]"):
+        play([], BATCHES, rounds=1)
+    D, G = networks()
+    history = play(non_saturating(D, G), BATCHES, rounds=1, copies=2)
+    with pytest.raises(ValueError, match="copy is 2; it has to be a whole number from 0 to 1"):
+        history.load(2)
+    with pytest.raises(ValueError, match="averaged is True"):
+        history.load(averaged=True)
+    D.requires_grad_(False)
+    with pytest.raises(ValueError, match="modules is without weights to move"):
+        play(non_saturating(D, G), BATCHES, rounds=1)
+
+
+def test_weights_that_nothing_can_draw_anew_are_refused():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+    own = Own()
+    with pytest.raises(ValueError, match="weight is scale of Own"):
+        play([Player(own, lambda real, noise: own.scale * 1.0)], BATCHES, rounds=1, copies=2)
+    play([Player(own, lambda real, noise: own.scale * 1.0)], BATCHES, rounds=1)
