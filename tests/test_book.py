@@ -218,9 +218,10 @@ def test_explorable_figures_stay_small():
 def test_the_results_page_lists_every_claim_and_table(driver, site, name):
     driver.get(f"{site}/book/{name}.html")
     claims, captions = driver.execute_script(
-        "const texts = (css, strip) => [...document.querySelectorAll(css)].map(strip);"
-        "return [texts('.cell_output p > strong', e => e.nextSibling.textContent.trim()),"
-        "        texts('.cell_output caption', e => e.textContent.trim())]"
+        "const all = css => [...document.querySelectorAll('.cell_output ' + css)];"
+        "const claims = all('p > strong').filter(mark => mark.textContent === '✓');"
+        "return [claims.map(mark => mark.nextSibling.textContent.trim()),"
+        "        all('caption').map(caption => caption.textContent.trim())]"
     )
     recorded = re.findall(r'caption="([^"]+)"', compared(name))
     driver.get(f"{site}/book/results.html")

@@ -128,7 +128,7 @@ def execute(chapter: str, environment: Mapping[str, str]) -> tuple[Any, float, f
     where = {"metadata": {"path": path.parent}}
     client = NotebookClient(notebook, timeout=timeout, resources=where)
     began = time.perf_counter()
-    client.execute(env=os.environ | {"TQDM_DISABLE": "1"} | environment)
+    client.execute(env={**os.environ, "TQDM_DISABLE": "1", **environment})
     seconds = time.perf_counter() - began
     return notebook, seconds, int(notebook.cells[-1].outputs[0].text) / 2**20
 
