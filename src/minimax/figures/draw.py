@@ -1,6 +1,7 @@
-"""Pictures that several chapters draw: image grids, an image plus a perturbation, a timeline."""
+"""Pictures that several chapters draw: image grids, an image plus a perturbation, a timeline, data flow."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -107,5 +108,45 @@ def timeline(events: Sequence[tuple[int, str]], width: float = 7.0) -> Figure:
         axes.text(place, 0.6 * side, text, ha="center", va=edge, fontsize=9)
         axes.text(place, -0.2 * side, str(year), ha="center", va="center", fontsize=9)
     axes.set(ylim=(-1.7, 1.7), xlim=(-0.9, len(events) - 0.1))
+    axes.axis("off")
+    return figure
+
+
+def flow(
+    places: Mapping[str, tuple[float, float]],
+    forward: Sequence[str],
+    backward: Sequence[str],
+    *,
+    moving: str,
+    colour: str,
+    width: float = 6.0,
+) -> Figure:
+    """Return a drawing of boxes with arrows: what is computed, and which way the gradient goes.
+
+    ``places`` maps each box's text to its position (x to the right, y upwards, in boxes); an arrow
+    is written "a→b". Those of ``backward`` are dashed, in ``colour``, as is the box ``moving``.
+    Raises ValueError if an arrow begins or ends at no box. Introduced in *The minimax game*.
+    """
+    figure, axes = plt.subplots(figsize=(width, 2.4))
+    for name, place in places.items():
+        own = colour if name == moving else "k"
+        style = {"boxstyle": "round,pad=0.45", "facecolor": "none", "edgecolor": own}
+        axes.text(*place, name, ha="center", va="center", color=own,
+                  bbox=style | {"linewidth": 3 if name == moving else 1})  # fmt: skip
+    for arrows, own, line, bend in ((forward, "k", "-", 0.0), (backward, colour, "--", 0.35)):
+        for arrow in arrows:
+            ends = arrow.split("→")
+            if len(ends) != 2 or not set(ends) <= set(places):
+                refuse("an arrow", arrow, f"'a→b' between two of {', '.join(places)}")
+            (x0, y0), (x1, y1) = places[ends[0]], places[ends[1]]
+            length = math.hypot(x1 - x0, y1 - y0)
+            dx, dy = 0.28 * (x1 - x0) / length, 0.28 * (y1 - y0) / length
+            axes.annotate(
+                "", (x1 - dx, y1 - dy), (x0 + dx, y0 + dy),
+                arrowprops={"arrowstyle": "-|>", "color": own, "linestyle": line, "linewidth": 1.5,
+                            "connectionstyle": f"arc3,rad={bend}"},
+            )  # fmt: skip
+    xs, ys = zip(*places.values(), strict=True)
+    axes.set(xlim=(min(xs) - 0.5, max(xs) + 0.5), ylim=(min(ys) - 0.6, max(ys) + 0.5))
     axes.axis("off")
     return figure
