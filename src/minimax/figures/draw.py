@@ -1,6 +1,5 @@
-"""Pictures that several chapters draw: image grids, an image plus a perturbation, a timeline, data flow."""
+"""Pictures that several chapters draw: image grids, perturbations, timelines, data flow."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -127,25 +126,25 @@ def flow(
     is written "a→b". Those of ``backward`` are dashed, in ``colour``, as is the box ``moving``.
     Raises ValueError if an arrow begins or ends at no box. Introduced in *The minimax game*.
     """
-    figure, axes = plt.subplots(figsize=(width, 2.4))
+    figure, axes = plt.subplots(figsize=(width, 2.6))
     for name, place in places.items():
-        own = colour if name == moving else "k"
-        style = {"boxstyle": "round,pad=0.45", "facecolor": "none", "edgecolor": own}
-        axes.text(*place, name, ha="center", va="center", color=own,
-                  bbox=style | {"linewidth": 3 if name == moving else 1})  # fmt: skip
-    for arrows, own, line, bend in ((forward, "k", "-", 0.0), (backward, colour, "--", 0.35)):
+        moves = name == moving
+        own, line = (colour, 3) if moves else ("k", 1)
+        box = {
+            "boxstyle": "round,pad=0.5",
+            "facecolor": "none",
+            "edgecolor": own,
+            "linewidth": line,
+        }
+        axes.text(*place, name, ha="center", va="center", color=own, fontsize=13, bbox=box)
+    for arrows, own, dashes, bend in ((forward, "k", "-", 0.0), (backward, colour, "--", 0.5)):
         for arrow in arrows:
             ends = arrow.split("→")
             if len(ends) != 2 or not set(ends) <= set(places):
                 refuse("an arrow", arrow, f"'a→b' between two of {', '.join(places)}")
-            (x0, y0), (x1, y1) = places[ends[0]], places[ends[1]]
-            length = math.hypot(x1 - x0, y1 - y0)
-            dx, dy = 0.28 * (x1 - x0) / length, 0.28 * (y1 - y0) / length
-            axes.annotate(
-                "", (x1 - dx, y1 - dy), (x0 + dx, y0 + dy),
-                arrowprops={"arrowstyle": "-|>", "color": own, "linestyle": line, "linewidth": 1.5,
-                            "connectionstyle": f"arc3,rad={bend}"},
-            )  # fmt: skip
+            look = {"color": own, "linestyle": dashes, "linewidth": 1.6, "arrowstyle": "-|>"}
+            look |= {"connectionstyle": f"arc3,rad={bend}", "shrinkA": 20, "shrinkB": 20}
+            axes.annotate("", xy=places[ends[1]], xytext=places[ends[0]], arrowprops=look)
     xs, ys = zip(*places.values(), strict=True)
     axes.set(xlim=(min(xs) - 0.5, max(xs) + 0.5), ylim=(min(ys) - 0.6, max(ys) + 0.5))
     axes.axis("off")
