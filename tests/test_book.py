@@ -62,9 +62,9 @@ def site():
     httpd.shutdown()
 
 
-@pytest.fixture(scope="module")
-def chapter(driver, site):
-    driver.get(f"{site}/book/adversarial_examples.html")
+@pytest.fixture(scope="module", params=chapters())
+def chapter(driver, site, request):
+    driver.get(f"{site}/book/{request.param}.html")
     return driver
 
 
@@ -106,7 +106,7 @@ def test_equations_are_typeset(chapter):
 
 def test_every_picture_has_a_text_alternative(chapter):
     pictures = chapter.find_elements(By.CSS_SELECTOR, ".cell_output figure svg")
-    assert len(pictures) > 50
+    assert len(pictures) > 20
     for picture in pictures:
         assert picture.get_attribute("role") == "img"
         assert len(picture.get_attribute("aria-label")) >= 10
@@ -120,7 +120,7 @@ def shown(figure):
 
 def explorable(chapter):
     found = chapter.find_elements(By.CSS_SELECTOR, "figure[data-explore]")
-    assert len(found) >= 5
+    assert len(found) >= 2
     return found
 
 
@@ -207,10 +207,11 @@ def test_without_scripts_there_is_a_plain_picture(driver, tmp_path):
     assert len(colours) > 5_000  # a photograph
 
 
-def test_explorable_figures_stay_small():
-    source = (HTML / "book/adversarial_examples.html").read_text()
+@pytest.mark.parametrize("name", chapters())
+def test_explorable_figures_stay_small(name):
+    source = (HTML / f"book/{name}.html").read_text()
     figures = re.findall(r"<figure data-explore.*?</figure>", source, flags=re.DOTALL)
-    assert len(figures) >= 5
+    assert len(figures) >= 2
     assert max(len(figure.encode()) for figure in figures) <= 1_500_000
 
 

@@ -128,3 +128,14 @@ def test_perturbation_wants_a_sign_between_two_images():
     image = torch.rand(1, 4, 4)
     with pytest.raises(ValueError, match="signs is"):
         figures.perturbation([image, image], ["a", "b"], ["+", "="])
+
+
+def test_flow_draws_boxes_and_arrows_and_refuses_an_arrow_to_nowhere(markup):
+    places = {"z": (0, 0), "G": (1, 0), "loss": (2, 0)}
+    fig = figures.flow(places, ["z→G", "G→loss"], ["loss→G"], moving="G", colour="C2")
+    html = markup(lambda: figures.show(fig, alt="From z through G to the loss, and back to G."))
+    assert all(f">{name}<" in html for name in places)
+    assert "stroke-dasharray" in html
+    with pytest.raises(ValueError, match="an arrow is 'z→D'; it has to be 'a→b' between two of z"):
+        figures.flow(places, ["z→D"], [], moving="G", colour="C2")
+    plt.close("all")
