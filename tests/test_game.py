@@ -362,9 +362,9 @@ def test_a_graph_on_a_cpu_says_why_not():
 
 def test_progress_goes_to_stderr_and_is_off_in_ci(python):
     code = (
-        "import tqdm.auto, minimax.game.kernel as kernel\n"
+        "import tqdm, minimax.game.kernel as kernel\n"
         "from minimax.game import *; from torch import nn; import time\n"
-        "kernel.tqdm = lambda **k: tqdm.auto.tqdm(**(k | {'delay': 0, 'mininterval': 0}))\n"
+        "kernel.tqdm = lambda **k: tqdm.tqdm(**(k | {'delay': 0, 'mininterval': 0}))\n"
         "line = nn.Linear(1, 1)\n"
         "loss = lambda z: line(z).square().mean()\n"
         "play([Player(line, loss)], minibatches(size=2, noise=1), rounds=3)\n"
