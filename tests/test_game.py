@@ -42,8 +42,8 @@ def by_hand(D, G, rounds, seed):
         drawn.append(BATCHES(generator))
         return drawn[-1]
 
-    still = Player(nn.Linear(1, 1), lambda *_: torch.zeros((), requires_grad=True), lr=0.0)
-    play([still], recording, rounds=rounds, seed=seed)
+    line = nn.Linear(1, 1)
+    play([Player(line, lambda *_: line.weight.sum())], recording, rounds=rounds, seed=seed)
     d, g = (torch.optim.Adam(m.parameters(), lr=1e-3, betas=(0.5, 0.999)) for m in (D, G))
     for real, noise in drawn:
         d.zero_grad()
@@ -420,6 +420,10 @@ def constant(real, noise):
     return torch.zeros(())
 
 
+def outside(real, noise, other=nn.Linear(2, 1)):  # noqa: B008
+    return other(real).mean()
+
+
 def game_with(loss=None, batches=BATCHES, twice=False, **options):
     D, _ = networks()
     loss = loss or (lambda real, noise: D(real).mean())
@@ -432,11 +436,14 @@ def game_with(loss=None, batches=BATCHES, twice=False, **options):
     [
         ({"rounds": 0}, "rounds is 0"),
         ({"copies": 0}, "copies is 0"),
+        ({"seed": -1}, "seed is -1"),
         ({"every": 0}, "every is 0"),
         ({"checkpoint_every": 1.5}, "checkpoint_every is 1.5"),
         ({"copies": 2, "channels_last": True}, "channels_last is True"),
         ({"twice": True}, r"players is named \['one', 'one'\]"),
         ({"loss": constant}, "loss of player 'one' is constant in its weights"),
+        ({"loss": outside}, "loss of player 'one' is constant in its weights"),
+        ({"loss": outside, "copies": 2}, "loss of player 'one' is constant in its weights"),
         ({"loss": lambda real, noise: real}, r"loss of player 'one' is of shape \(32, 2\)"),
         ({"loss": lambda real, noise: 1.0}, "loss of player 'one' is 1.0"),
         ({"batches": lambda generator: DATA}, "batches is giving Tensor"),

@@ -4,7 +4,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -64,9 +64,16 @@ class Side:
             options |= {"capturable": True, "lr": rate}  # a graph reads the rate from memory
         return options
 
+    def refuse_loss(self, got: object, allowed: str) -> NoReturn:
+        """Raise ValueError that names this player's loss."""
+        refuse(f"the loss of player {self.player.name!r}", Words(got), allowed)
+
     def step(self, loss: Tensor, stacked: bool) -> None:
         """Move the weights down ``loss``, whose gradient reaches nothing else; then the average."""
-        loss.backward(inputs=self.weights)
+        if loss.requires_grad:
+            loss.backward(inputs=self.weights)
+        if all(weight.grad is None for weight in self.weights):
+            self.refuse_loss("constant in its weights", "a function of the player's networks")
         if self.player.clip is not None:
             clip([w.grad for w in self.weights if w.grad is not None], self.player.clip, stacked)
         self.optimiser.step()
@@ -192,19 +199,17 @@ class Game:
             for batch in drawn[: side.player.turns]:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                     loss = objective(*batch)
-                self._check(side.player, loss)
+                if not isinstance(loss, Tensor) or loss.dim() != (self.copies is not None):
+                    side.refuse_loss(self._described(loss), "a tensor with a single number")
                 side.step(loss.sum(), stacked=self.copies is not None)
                 parts.append(loss.detach().float())
             losses.append(torch.stack(parts).mean(0))
         return torch.stack(losses)
 
-    def _check(self, player: Player, loss: Tensor) -> None:
-        what, copies = f"the loss of player {player.name!r}", self.copies is not None
-        if not isinstance(loss, Tensor) or loss.dim() != copies:
-            got = f"of shape {tuple(loss.shape[copies:])}" if isinstance(loss, Tensor) else loss
-            refuse(what, Words(got), "a tensor with a single number")
-        if not loss.requires_grad:
-            refuse(what, Words("constant in its weights"), "a function of the player's networks")
+    def _described(self, loss: object) -> object:
+        if not isinstance(loss, Tensor):
+            return loss
+        return f"of shape {tuple(loss.shape[self.copies is not None :])}"
 
     def set_rates(self, progress: float) -> None:
         """Set the learning rates for a game of which the share ``progress`` is over."""

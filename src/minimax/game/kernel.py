@@ -105,9 +105,9 @@ def play(
     rounds and at the end. A game that was killed goes on from there, on a CPU to the same bits.
 
     For speed: ``bf16`` evaluates the losses under autocast, ``channels_last`` lays images and
-    kernels out so, ``compile`` compiles the losses, and ``graph`` captures a round as a CUDA graph
-    and replays it (None: where that is possible; a warning says why it is not). Only ``bf16``
-    changes the results by more than rounding.
+    kernels out so (and leaves the networks like that), ``compile`` compiles the losses, and
+    ``graph`` captures a round as a CUDA graph and replays it (None: where that is possible; a
+    warning says why it is not). Only ``bf16`` changes the results by more than rounding.
 
     Raises ValueError for arguments out of range and for a checkpoint folder of another game,
     NonFiniteLoss once a loss is infinite or NaN. Introduced in *The minimax game*.
@@ -118,8 +118,7 @@ def play(
         check_count(name, count)
     if channels_last and copies is not None:
         refuse("channels_last", True, "False with copies: a stack of kernels has no such layout")
-    if seed is None:
-        seed = int(torch.randint(2**31, ()))
+    seed = int(torch.randint(2**31, ())) if seed is None else check_count("seed", seed, at_least=0)
     game = Game(players, copies, seed, initialise, bf16, channels_last, compile)
     folder = None if checkpoint is None else Path(checkpoint)
     on_cuda = game.device.type == "cuda"
