@@ -1,0 +1,243 @@
+"""Attacks that see a model only through its answers: labels, or scores.
+
+An oracle is any function from images (N, …) in [0, 1] to labels (N,); a score function returns
+logits or probabilities (N, classes). Introduced in the chapter *Black-box and physical attacks*.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from minimax.attacks.gradient import frozen
+from minimax.errors import check_count, check_images, check_number, refuse
+from minimax.game import Player, minibatches, play
+
+Oracle = Callable[[Tensor], Tensor]
+
+
+class Substitute(NamedTuple):
+    """What training a substitute leaves: the images it asked about, and the oracle's labels.
+
+    Introduced in *Black-box and physical attacks*.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+
+class Queried(NamedTuple):
+    """Adversarial images, and how many queries (N,) each of them took.
+
+    Introduced in *Black-box and physical attacks*.
+    """
+
+    images: Tensor
+    queries: Tensor
+
+
+def train_substitute(
+    oracle: Oracle,
+    network: nn.Module,
+    seeds: Tensor,
+    *,
+    augmentations: int = 6,
+    step: float = 0.1,
+    period: int = 3,
+    reservoir: tuple[int, int] | None = None,
+    epochs: int = 10,
+    lr: float = 1e-3,
+) -> Substitute:
+    """Train ``network`` to answer as ``oracle`` does, and return what was asked.
+
+    Papernot et al. (2017), algorithm 1: beginning with ``seeds`` (N, …), the network is trained for
+    ``epochs`` on all that the oracle has labelled; then each image x gets a neighbour
+    x ± λ·sign(∇ₓ of the network's logit for the oracle's label), with λ = ``step`` in pixels, whose
+    sign flips every ``period`` augmentations. So each of the ``augmentations`` doubles the images;
+    with ``reservoir=(after, keep)``, from augmentation ``after`` on only ``keep`` of the neighbours
+    are kept, drawn uniformly (the paper's reservoir sampling). Raises ValueError for arguments out
+    of range. Introduced in *Black-box and physical attacks*.
+    """
+    check_count("augmentations", augmentations, at_least=0)
+    check_count("period", period)
+    check_count("epochs", epochs)
+    check_number("step", step)
+    if reservoir is not None:
+        check_count("reservoir", reservoir[0], at_least=0)
+        check_count("reservoir", reservoir[1])
+    images, labels = seeds, oracle(seeds)
+    check_images(images, labels)
+    for augmentation in range(augmentations + 1):
+        rounds = epochs * math.ceil(len(images) / 128)
+        player = Player(network, lambda x, y: cross_entropy(network(x), y), lr=lr)
+        play([player], minibatches(images, labels, size=min(128, len(images))), rounds=rounds)
+        if augmentation == augmentations:
+            break
+        signed = step * (-1) ** (augmentation // period)
+        with frozen(network):
+            x = images.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(network(x).gather(1, labels[:, None]).sum(), x)
+        new = (images + signed * gradient.sign()).clamp(0, 1)
+        if reservoir is not None and augmentation >= reservoir[0]:
+            new = new[torch.randperm(len(new))[: reservoir[1]]]
+        images, labels = torch.cat([images, new]), torch.cat([labels, oracle(new)])
+    return Substitute(images, labels)
+
+
+@torch.no_grad()
+def square(
+    scores: Callable[[Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    epsilon: float,
+    *,
+    queries: int = 5000,
+    share: float = 0.8,
+    generator: torch.Generator | None = None,
+) -> Queried:
+    """Return images with |δ| ≤ ε found by random squares: the Square attack, L∞.
+
+    Andriushchenko et al. (2020), algorithm 2: begin with vertical stripes of ±ε; then try squares
+    of ±ε per channel at random places, and keep those that lower the margin of the true class. A
+    square has ``share`` of the area at first, less later. ``x`` is (N, channels, H, W) in [0, 1],
+    ``y`` (N,). An image stops asking once it is misclassified, and at most after ``queries``.
+    Raises ValueError for arguments out of range. Introduced in *Black-box and physical attacks*.
+    """
+    check_images(x, y)
+    if x.dim() != 4:
+        refuse("x", tuple(x.shape), "of shape (N, channels, height, width)")
+    check_number("epsilon", epsilon)
+    check_count("queries", queries)
+    n, channels, height, width = x.shape
+
+    def coins(*shape: int) -> Tensor:
+        random = torch.rand(shape, generator=generator)
+        return (2.0 * (random < 0.5) - 1).to(x.device)
+
+    best = (x + epsilon * coins(n, channels, 1, width)).clamp(0, 1)
+    lowest = _margin(scores(best), y)
+    asked = torch.ones(n, dtype=torch.long, device=x.device)
+    for query in range(1, queries):
+        alive = (lowest > 0).nonzero()[:, 0]
+        if not len(alive):
+            break
+        area = _schedule(query / queries) * share * height * width
+        side = min(max(round(math.sqrt(area)), 1), height - 1, width - 1)
+        rows = torch.randint(height - side + 1, (len(alive),), generator=generator).to(x.device)
+        columns = torch.randint(width - side + 1, (len(alive),), generator=generator).to(x.device)
+        down = torch.arange(height, device=x.device)[None, :] - rows[:, None]
+        right = torch.arange(width, device=x.device)[None, :] - columns[:, None]
+        inside = ((down >= 0) & (down < side))[:, None, :, None]
+        inside = inside & ((right >= 0) & (right < side))[:, None, None, :]
+        delta = epsilon * coins(len(alive), channels, 1, 1)
+        tried = torch.where(inside, x[alive] + delta, best[alive]).clamp(0, 1)
+        margin = _margin(scores(tried), y[alive])
+        asked[alive] += 1
+        better = margin < lowest[alive]
+        best[alive[better]], lowest[alive[better]] = tried[better], margin[better]
+    return Queried(best, asked)
+
+
+def _margin(logits: Tensor, y: Tensor) -> Tensor:
+    """Return by how much each true class leads; not above 0 where the model is fooled."""
+    own = logits.gather(1, y[:, None])[:, 0]
+    return own - logits.scatter(1, y[:, None], -torch.inf).amax(1)
+
+
+def _schedule(progress: float) -> float:
+    """Return the factor of the squares' area, halved at the paper's steps (of 10,000)."""
+    halvings = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
+    return 0.5 ** sum(progress > at for at in halvings)
+
+
+@torch.no_grad()
+def hop_skip_jump(
+    oracle: Oracle,
+    x: Tensor,
+    y: Tensor,
+    start: Tensor,
+    *,
+    queries: int = 2000,
+    first_batch: int = 100,
+    generator: torch.Generator | None = None,
+) -> Queried:
+    """Return misclassified images near ``x`` in L2, found from labels alone: HopSkipJump.
+
+    Chen, Jordan and Wainwright (2020), algorithm 2, untargeted. From ``start`` (of the shape of
+    ``x``, and not labelled ``y``), each image goes to the boundary by bisection, estimates the
+    normal there from the labels of random neighbours, steps along it and goes back to the boundary;
+    ``first_batch`` neighbours at first, √t times as many in step t. An image ends once it has used
+    ``queries``. Raises ValueError if a start is labelled as its ``y``. Introduced in *Black-box and
+    physical attacks*.
+    """
+    check_images(x, y)
+    check_count("queries", queries)
+    check_count("first_batch", first_batch)
+    if start.shape != x.shape:
+        refuse("start", tuple(start.shape), f"of the shape of x, {tuple(x.shape)}")
+    labels = oracle(start)
+    if (labels == y).any():
+        at = int((labels == y).nonzero()[0])
+        refuse("start", f"labelled {int(y[at])}", f"of another class than y at image {at}")
+    found = [
+        _walk(oracle, image, int(label), first, queries, first_batch, generator)
+        for image, label, first in zip(x, y, start, strict=True)
+    ]
+    images, used = zip(*found, strict=True)
+    return Queried(torch.stack(images), torch.tensor(used))
+
+
+def _walk(
+    oracle: Oracle, x: Tensor, y: int, start: Tensor, queries: int, first_batch: int,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, int]:  # fmt: skip
+    used = 1  # for the start
+
+    def fools(images: Tensor) -> Tensor:
+        nonlocal used
+        used += len(images)
+        return oracle(images) != y
+
+    def to_boundary(point: Tensor) -> Tensor:
+        """Return the point nearest to x, on the line to ``point``, that still fools."""
+        low, high = 0.0, 1.0  # shares of the way from x to the point
+        while (high - low) * (point - x).norm() > tolerance and used < queries:
+            middle = (low + high) / 2
+            if fools(x + middle * (point - x)[None])[0]:
+                high = middle
+            else:
+                low = middle
+        return x + high * (point - x)
+
+    size = x.numel()
+    tolerance = max(float((start - x).norm()) / size**1.5, 1e-3)
+    point = to_boundary(start)
+    step = 0
+    while used < queries:
+        step += 1
+        distance = float((point - x).norm())
+        count = min(int(first_batch * math.sqrt(step)), queries - used)
+        noise = torch.randn((count, *x.shape), generator=generator).to(x.device)
+        noise /= noise.flatten(1).norm(dim=1).view(-1, *[1] * x.dim())
+        radius = max(distance / math.sqrt(size), tolerance)
+        near = (point + radius * noise).clamp(0, 1)
+        noise = (near - point) / radius
+        sign = 2.0 * fools(near) - 1
+        weight = sign if sign.mean().abs() == 1 else sign - sign.mean()  # the paper's equation 16
+        normal = (weight.view(-1, *[1] * x.dim()) * noise).mean(0)
+        normal /= normal.norm().clamp(min=1e-12)
+        length = distance / math.sqrt(step)
+        while used < queries:
+            ahead = (point + length * normal).clamp(0, 1)
+            if fools(ahead[None])[0]:
+                candidate = to_boundary(ahead)
+                if (candidate - x).norm() < distance:
+                    point = candidate
+                break
+            length /= 2
+            if length < tolerance / 10:
+                break
+    return point, used

@@ -1,0 +1,116 @@
+"""Black-box attacks: what they ask, what they find, and their limits."""
+
+import pytest
+import torch
+from torch import nn
+
+from minimax.attacks import fgsm
+from minimax.attacks.black_box import hop_skip_jump, square, train_substitute
+from minimax.networks import mlp, predict
+
+
+@pytest.fixture
+def oracle(network):
+    def answer(images):
+        answer.asked += len(images)
+        return predict(network, images).argmax(1)
+
+    answer.asked = 0
+    return answer
+
+
+def substitute_network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), mlp(64, 100, 100, 10))
+
+
+def test_a_substitute_learns_the_oracles_labels_and_its_attacks_transfer(network, oracle, digits):
+    x, _ = digits
+    model = substitute_network()
+    asked = train_substitute(oracle, model, x[:100], augmentations=4)
+    assert len(asked.images) == 100 * 2**4 == oracle.asked
+    assert torch.equal(asked.labels, predict(network, asked.images).argmax(1))
+    rest, labels = x[100:], predict(network, x[100:]).argmax(1)
+    agreement = (predict(model, rest).argmax(1) == labels).float().mean()
+    assert agreement > 0.75
+    attacked = fgsm(model, rest, labels, 0.3)
+    coin = torch.randn(rest.shape, generator=torch.Generator().manual_seed(0)).sign()
+    noisy = (rest + 0.3 * coin).clamp(0, 1)
+    fooled, by_noise = (
+        (predict(network, z).argmax(1) != labels).float().mean() for z in (attacked, noisy)
+    )
+    assert fooled > by_noise + 0.2
+
+
+def test_neighbours_are_one_signed_step_away_and_the_sign_flips(oracle, digits):
+    x = digits[0][:20]
+    asked = train_substitute(oracle, substitute_network(), x, augmentations=2, period=1, step=0.05)
+    for start, end in ((0, 20), (0, 40)):
+        step = asked.images[end : 2 * end] - asked.images[start:end]
+        assert step.abs().max() <= 0.05 + 1e-6
+        assert step.abs().max() > 0.04
+    assert asked.images.min() >= 0 and asked.images.max() <= 1
+
+
+def test_reservoir_sampling_bounds_the_queries(oracle, digits):
+    asked = train_substitute(
+        oracle, substitute_network(), digits[0][:50], augmentations=5, reservoir=(2, 30), epochs=1
+    )
+    assert len(asked.images) == oracle.asked == 50 * 4 + 3 * 30
+
+
+def test_square_stays_in_the_ball_counts_its_queries_and_beats_noise(network, digits):
+    x, y = digits[0][:60], digits[1][:60]
+    counts = torch.zeros(1)
+
+    def scores(images):
+        counts.add_(len(images))
+        return predict(network, images)
+
+    generator = torch.Generator().manual_seed(0)
+    found = square(scores, x, y, 0.2, queries=300, generator=generator)
+    assert (found.images - x).abs().max() <= 0.2 + 1e-6
+    assert found.images.min() >= 0 and found.images.max() <= 1
+    assert found.queries.sum() == counts
+    assert found.queries.max() <= 300
+    fooled = predict(network, found.images).argmax(1) != y
+    coin = torch.randn(x.shape, generator=generator).sign()
+    by_noise = predict(network, (x + 0.2 * coin).clamp(0, 1)).argmax(1) != y
+    assert fooled.float().mean() > by_noise.float().mean() + 0.3
+    assert (found.queries[~fooled] == 300).all()
+    more = square(scores, x, y, 0.2, queries=600, generator=torch.Generator().manual_seed(0))
+    assert (predict(network, more.images).argmax(1) != y).sum() >= fooled.sum() - 1
+
+
+def test_hop_skip_jump_needs_labels_only_and_gets_nearer_with_queries(network, oracle, digits):
+    x, y = digits[0][:8], predict(network, digits[0][:8]).argmax(1)
+    start = torch.stack([digits[0][digits[1] == (label + 1) % 10][0] for label in y])
+    start_wrong = predict(network, start).argmax(1) != y
+    x, y, start = x[start_wrong], y[start_wrong], start[start_wrong]
+    distances = [(start - x).flatten(1).norm(dim=1)]
+    for queries in (100, 1500):
+        oracle.asked = 0
+        generator = torch.Generator().manual_seed(0)
+        found = hop_skip_jump(oracle, x, y, start, queries=queries, generator=generator)
+        assert (predict(network, found.images).argmax(1) != y).all()
+        assert found.queries.sum() == oracle.asked
+        assert found.queries.max() <= queries
+        distances.append((found.images - x).flatten(1).norm(dim=1))
+    assert (distances[1] <= distances[0]).all()
+    assert distances[2].mean() < 0.7 * distances[1].mean()
+
+
+def test_refusals(network, oracle, digits):
+    x, y = digits[0][:4], predict(network, digits[0][:4]).argmax(1)
+    with pytest.raises(ValueError, match="start is 'labelled"):
+        hop_skip_jump(oracle, x, y, x)
+    with pytest.raises(ValueError, match=r"start is \(2, 1, 8, 8\)"):
+        hop_skip_jump(oracle, x, y, x[:2])
+    with pytest.raises(ValueError, match="queries is 0"):
+        square(lambda z: predict(network, z), x, y, 0.1, queries=0)
+    with pytest.raises(ValueError, match=r"x is \(4, 64\)"):
+        square(lambda z: predict(network, z), x.flatten(1), y, 0.1)
+    with pytest.raises(ValueError, match="epochs is 0"):
+        train_substitute(oracle, substitute_network(), x, epochs=0)
+    with pytest.raises(ValueError, match="reservoir is 0"):
+        train_substitute(oracle, substitute_network(), x, reservoir=(1, 0))
