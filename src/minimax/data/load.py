@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from torchvision import datasets as tv
 from torchvision.transforms import v2
 
-from minimax.data import imagenet, mixtures
+from minimax.data import imagenet, mixtures, signs
 from minimax.data.messages import SMS_FILE, Messages, drawn_messages, sms_spam
 from minimax.data.places import Need, cache, disk_fault, find, places, reading, verified, whole
 from minimax.errors import check_choice, check_count
@@ -52,7 +52,7 @@ class Data(Dataset[tuple[Tensor, Tensor]]):
 def load(name: str, split: str = "train", **options: Any) -> Any:
     """Return the data set ``name``, its ``split`` being "train" or "test".
 
-    Embedded: digits (option ``size``, in pixels), photographs, ring, grid, high_dimensional,
+    Embedded: digits (option ``size``, in pixels), photographs, signs, ring, grid, high_dimensional,
     one_dimensional, messages. Downloaded through torchvision and kept in the cache: mnist,
     fashion_mnist, cifar10, svhn, gtsrb, celeba. Only from the folder MINIMAX_DATA: lsun_bedroom,
     and the local forms cifar10_jpeg, cifar10_lossless, cmu_faces, facades, gtsrb_subset,
@@ -117,6 +117,10 @@ def _photographs(split: str) -> Data:
     images = sklearn_datasets.load_sample_images().images
     x = torch.stack([imagenet.AS_INPUT(Image.fromarray(image)) for image in images])
     return Data(x, torch.arange(2), ("temple", "flower"))
+
+
+def _signs(split: str, **options: Any) -> Data:
+    return Data(*signs.photographed_signs(split, **options), signs.CLASSES)
 
 
 def _mixture(sampler: Callable[..., Any], split: str, **options: Any) -> Data:
@@ -353,6 +357,7 @@ READERS: dict[str, Reader] = {
     "high_dimensional": partial(_mixture, mixtures.high_dimensional),
     "one_dimensional": partial(_mixture, mixtures.one_dimensional),
     "messages": drawn_messages,
+    "signs": _signs,
     "mnist": partial(_idx, MNIST, tv.MNIST),
     "fashion_mnist": partial(_idx, FASHION_MNIST, tv.FashionMNIST),
     "cifar10": _cifar10,
@@ -375,6 +380,7 @@ OPTIONS = {
     "high_dimensional": ("count",),
     "one_dimensional": ("count", "means", "sds", "weights"),
     "messages": ("count",),
+    "signs": ("count", "size"),
     "gtsrb": ("size",),
     "celeba": ("size",),
     "lsun_bedroom": ("size",),

@@ -1,0 +1,153 @@
+"""Attacks that survive a printer, a camera and a street.
+
+Images are float tensors in [0, 1]. Introduced in the chapter *Black-box and physical attacks*.
+"""
+
+import io
+from collections.abc import Callable
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+
+from minimax.errors import check_count, check_number, refuse
+
+# What a cheap printer can mix: black, white, grey, and three saturations of six hues.
+PRINTABLE = torch.tensor(
+    [[0.1, 0.1, 0.1], [0.5, 0.5, 0.5], [0.95, 0.95, 0.95]]
+    + [
+        [0.5 + strength * (channel - 0.5) for channel in hue]
+        for strength in (0.3, 0.55, 0.8)
+        for hue in ((1, 0, 0), (1, 1, 0), (0, 1, 0), (0, 1, 1), (0, 0, 1), (1, 0, 1))
+    ]
+)
+
+
+class PrintAndPhotograph(nn.Module):
+    """What happens to a picture (N, channels, H, W) that is printed and photographed, drawn anew.
+
+    Perspective (corners move by up to ``perspective`` of half the side), blur (standard deviation
+    up to ``blur`` pixels), exposure and contrast (factors 1 ± ``exposure``), noise of the sensor
+    (standard deviation ``noise``, in [0, 1]), and JPEG of a ``quality`` from a range. All images of
+    a batch go through the same camera. Differentiable; through the rounding of JPEG the gradient
+    passes as if it were not there. A stand-in for the printer and telephone of Kurakin et al.
+    (2017), section 3. Raises ValueError for settings out of range. Introduced in *Black-box and
+    physical attacks*.
+    """
+
+    def __init__(
+        self, *, perspective: float = 0.1, blur: float = 1.0, exposure: float = 0.2,
+        noise: float = 0.02, quality: tuple[int, int] = (60, 95),
+    ) -> None:  # fmt: skip
+        super().__init__()
+        settings = {"perspective": perspective, "blur": blur, "exposure": exposure, "noise": noise}
+        for name, value in settings.items():
+            check_number(name, value)
+        if not 1 <= quality[0] <= quality[1] <= 100:
+            refuse("quality", quality, "two whole numbers from 1 to 100, the lower one first")
+        self.exposure, self.noise, self.quality = exposure, noise, quality
+        turned = v2.RandomPerspective(min(perspective, 1.0), p=1.0, fill=0.5)
+        self.optics = v2.Compose([turned, v2.GaussianBlur(5, (0.1, max(blur, 0.1)))])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the photographs, of the shape of ``x``."""
+        seen = self.optics(x)
+        brighter, contrast = 1 + self.exposure * (2 * torch.rand(2) - 1)
+        grey = seen.mean((1, 2, 3), keepdim=True)
+        seen = brighter * (grey + contrast * (seen - grey))
+        seen = (seen + self.noise * torch.randn_like(seen)).clamp(0, 1)
+        quality = int(torch.randint(self.quality[0], self.quality[1] + 1, ()))
+        stored = torch.stack([_as_jpeg(image, quality) for image in seen.detach()]).to(x)
+        return seen + (stored - seen).detach()
+
+
+def _as_jpeg(image: Tensor, quality: int) -> Tensor:
+    file = io.BytesIO()
+    to_pil_image(image.cpu()).save(file, "JPEG", quality=quality)
+    return pil_to_tensor(Image.open(file)).float() / 255
+
+
+class Through(nn.Module):
+    """A classifier that looks at ``views`` random transformations of each image, and averages.
+
+    Expectation over transformation, Athalye et al. (2018), section 2: an attack on this module
+    follows the expected log-probabilities, which it returns as logits (N, classes). ``transform``
+    maps a batch to a batch. Raises ValueError if ``views`` is below 1. Introduced in *Black-box and
+    physical attacks*.
+    """
+
+    def __init__(
+        self, model: nn.Module, transform: Callable[[Tensor], Tensor], views: int = 8
+    ) -> None:
+        super().__init__()
+        self.model, self.transform = model, transform
+        self.views = check_count("views", views)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mean of the log-probabilities over the views."""
+        return torch.stack(
+            [self.model(self.transform(x)).log_softmax(1) for _ in range(self.views)]
+        ).mean(0)
+
+
+def destruction_rate(clean: Tensor, attacked: Tensor, photographed: Tensor) -> float:
+    """Return the share of adversarial images that are adversarial no longer.
+
+    Kurakin et al. (2017), equation 1. All three are booleans (N,): is the clean image, the attacked
+    one, and the attacked one after the transformation classified correctly? Counted are the images
+    with a correct clean and a wrong attacked answer; NaN if there are none. Raises ValueError if
+    the shapes differ. Introduced in *Black-box and physical attacks*.
+    """
+    if not clean.shape == attacked.shape == photographed.shape:
+        shapes = tuple(tuple(t.shape) for t in (clean, attacked, photographed))
+        refuse("(clean, attacked, photographed)", shapes, "of one shape, (N,)")
+    adversarial = clean & ~attacked
+    if not adversarial.any():
+        return float("nan")
+    return (photographed & adversarial).sum().item() / adversarial.sum().item()
+
+
+class Sticker(nn.Module):
+    """Stickers on a sign: the player whose weights are the colours under a mask.
+
+    ``mask`` (H, W) is 1 where a sticker is. Called with signs (N, channels, H, W), whose first
+    three channels are colours in [0, 1], it returns them with the stickers on; any further channel
+    (opacity) is left alone. Eykholt et al. (2018), equation 3. Raises ValueError for a mask that is
+    not of that shape, or empty. Introduced in *Black-box and physical attacks*.
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        if mask.dim() != 2 or not mask.any():
+            refuse("mask", tuple(mask.shape), "of shape (height, width), not 0 everywhere")
+        self.register_buffer("mask", mask.float())
+        self.logits = nn.Parameter(torch.zeros(3, *mask.shape))
+
+    def reset_parameters(self) -> None:
+        """Draw colours at random."""
+        nn.init.normal_(self.logits)
+
+    def colours(self) -> Tensor:
+        """Return the colours (3, H, W) in [0, 1]; only those under the mask are seen."""
+        return self.logits.sigmoid()
+
+    def forward(self, signs: Tensor) -> Tensor:
+        """Return ``signs`` with the stickers on."""
+        covered = signs[:, :3] * (1 - self.mask) + self.colours() * self.mask
+        return torch.cat([covered, signs[:, 3:]], 1)
+
+
+def non_printability(colours: Tensor, mask: Tensor, printable: Tensor = PRINTABLE) -> Tensor:
+    """Return how far ``colours`` (3, H, W) are from what can be printed: a mean over the mask.
+
+    The non-printability score of Sharif et al. (2016), equation 4, is the product over the
+    ``printable`` colours (P, 3) of the distances to them; here its P-th root, so that it stays a
+    distance in [0, 1]. Introduced in *Black-box and physical attacks*.
+    """
+    pixels = colours.movedim(0, -1)[mask.bool()]
+    distance = (pixels[:, None] - printable.to(pixels)).norm(dim=2)
+    return distance.clamp(min=1e-6).log().mean(1).exp().mean()
