@@ -48,7 +48,9 @@ class PrintAndPhotograph(nn.Module):
         if not 1 <= quality[0] <= quality[1] <= 100:
             refuse("quality", quality, "two whole numbers from 1 to 100, the lower one first")
         self.exposure, self.noise, self.quality = exposure, noise, quality
-        turned = v2.RandomPerspective(min(perspective, 1.0), p=1.0, fill=0.5)
+        turned = v2.RandomPerspective(
+            min(perspective, 1.0), p=1.0, fill=None
+        )  # a fill works in place: no gradient
         self.optics = v2.Compose([turned, v2.GaussianBlur(5, (0.1, max(blur, 0.1)))])
 
     def forward(self, x: Tensor) -> Tensor:
