@@ -27,7 +27,8 @@ def substitute_network():
 def test_a_substitute_learns_the_oracles_labels_and_its_attacks_transfer(network, oracle, digits):
     x, _ = digits
     model = substitute_network()
-    asked = train_substitute(oracle, model, x[:100], augmentations=4)
+    asked = train_substitute(oracle, model, x[:100], augmentations=4, watch=lambda: oracle.asked)
+    assert asked.queries == asked.watched == [100, 200, 400, 800, 1600]
     assert len(asked.images) == 100 * 2**4 == oracle.asked
     assert torch.equal(asked.labels, predict(network, asked.images).argmax(1))
     rest, labels = x[100:], predict(network, x[100:]).argmax(1)

@@ -42,8 +42,9 @@ def code_lines(path):
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
     documented = [node for node in ast.walk(ast.parse(text)) if isinstance(node, kinds)]
     words = [node.body[0] for node in documented if ast.get_docstring(node)]
-    inside = sum(word.end_lineno - word.lineno + 1 for word in words)
-    return sum(bool(line.split("#")[0].strip()) for line in text.splitlines()) - inside
+    inside = {line for word in words for line in range(word.lineno, word.end_lineno + 1)}
+    lines = enumerate(text.splitlines(), start=1)
+    return sum(bool(line.split("#")[0].strip()) for at, line in lines if at not in inside)
 
 
 def test_nothing_is_pickled():

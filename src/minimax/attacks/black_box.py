@@ -22,11 +22,15 @@ Oracle = Callable[[Tensor], Tensor]
 class Substitute(NamedTuple):
     """What training a substitute leaves: the images it asked about, and the oracle's labels.
 
-    Introduced in *Black-box and physical attacks*.
+    ``queries`` and ``watched`` have one entry for each time that the network was trained: how many
+    images had been labelled until then, and what ``watch`` gave. Introduced in *Black-box and
+    physical attacks*.
     """
 
     images: Tensor
     labels: Tensor
+    queries: list[int]
+    watched: list[float]
 
 
 class Queried(NamedTuple):
@@ -50,6 +54,7 @@ def train_substitute(
     reservoir: tuple[int, int] | None = None,
     epochs: int = 10,
     lr: float = 1e-3,
+    watch: Callable[[], float] | None = None,
 ) -> Substitute:
     """Train ``network`` to answer as ``oracle`` does, and return what was asked.
 
@@ -58,7 +63,8 @@ def train_substitute(
     x ± λ·sign(∇ₓ of the network's logit for the oracle's label), with λ = ``step`` in pixels, whose
     sign flips every ``period`` augmentations. So each of the ``augmentations`` doubles the images;
     with ``reservoir=(after, keep)``, from augmentation ``after`` on only ``keep`` of the neighbours
-    are kept, drawn uniformly (the paper's reservoir sampling). Raises ValueError for arguments out
+    are kept, drawn uniformly (the paper's reservoir sampling). ``watch`` is called after each
+    training, without arguments. Raises ValueError for arguments out
     of range. Introduced in *Black-box and physical attacks*.
     """
     check_count("augmentations", augmentations, at_least=0)
@@ -70,10 +76,14 @@ def train_substitute(
         check_count("reservoir", reservoir[1])
     images, labels = seeds, oracle(seeds)
     check_images(images, labels)
+    queries, watched = [], []
     for augmentation in range(augmentations + 1):
         rounds = epochs * math.ceil(len(images) / 128)
         player = Player(network, lambda x, y: cross_entropy(network(x), y), lr=lr)
         play([player], minibatches(images, labels, size=min(128, len(images))), rounds=rounds)
+        queries.append(len(images))
+        if watch is not None:
+            watched.append(watch())
         if augmentation == augmentations:
             break
         signed = step * (-1) ** (augmentation // period)
@@ -84,7 +94,7 @@ def train_substitute(
         if reservoir is not None and augmentation >= reservoir[0]:
             new = new[torch.randperm(len(new))[: reservoir[1]]]
         images, labels = torch.cat([images, new]), torch.cat([labels, oracle(new)])
-    return Substitute(images, labels)
+    return Substitute(images, labels, queries, watched)
 
 
 @torch.no_grad()

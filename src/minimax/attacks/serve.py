@@ -21,7 +21,7 @@ LARGEST = 64_000_000  # bytes of one request
 
 
 class LabelServer:
-    """Serve ``model`` on loopback for as long as a ``with`` block lasts.
+    """Serve ``model`` on loopback, from ``start`` to ``stop`` or while a ``with`` block lasts.
 
     ``url`` is the address and ``queries`` the number of images that were labelled. A request is
     ``POST /labels`` with JSON ``{"images": …}``, N images of ``shape`` with pixels in [0, 1]; the
@@ -47,7 +47,8 @@ class LabelServer:
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
 
-    def __enter__(self) -> "LabelServer":
+    def start(self) -> "LabelServer":
+        """Start serving, and return once the server answers."""
         self._thread.start()
         while not self._server.started:
             if not self._thread.is_alive():
@@ -57,9 +58,16 @@ class LabelServer:
         self.url = f"http://127.0.0.1:{port}/labels"
         return self
 
-    def __exit__(self, *reason: object) -> None:
+    def stop(self) -> None:
+        """Answer what has come in, and stop."""
         self._server.should_exit = True
         self._thread.join()
+
+    def __enter__(self) -> "LabelServer":
+        return self.start()
+
+    def __exit__(self, *reason: object) -> None:
+        self.stop()
 
     async def _answer(self, request: Request) -> dict[str, list[int]]:
         images = self._images(await _body(request))
