@@ -101,7 +101,7 @@ def test_no_page_asks_the_network_or_logs_an_error(driver, site, page):
 
 def test_equations_are_typeset(chapter):
     typeset = "mjx-container"
-    WebDriverWait(chapter, 20).until(lambda d: len(d.find_elements(By.CSS_SELECTOR, typeset)) > 10)
+    WebDriverWait(chapter, 20).until(lambda d: len(d.find_elements(By.CSS_SELECTOR, typeset)) > 5)
 
 
 def test_every_picture_has_a_text_alternative(chapter):
@@ -186,7 +186,7 @@ return seen.map(svg => {
 def test_text_in_figures_is_legible_in_both_themes(chapter, name):
     theme(chapter, name)
     contrasts = chapter.execute_script(CONTRAST)
-    assert len(contrasts) >= 8
+    assert len(contrasts) >= 5
     assert min(contrasts) >= 7
 
 
