@@ -24,11 +24,17 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ADAM = {"lr": 2e-4, "betas": (0.5, 0.999)}
 
 
-def best_of(turns: int, runs: dict[str, Callable[[], None]]) -> dict[str, float]:
-    """Return the best time of each run in seconds; they take turns, and the first only warms up."""
+def best_of(
+    turns: int, runs: dict[str, Callable[[], object]], prepare: Callable[[], object] = lambda: None
+) -> dict[str, float]:
+    """Return the best time of each run in seconds; they take turns, and the first only warms up.
+
+    ``prepare`` is called before each run, and not timed.
+    """
     best = dict.fromkeys(runs, float("inf"))
     for turn in range(turns + 1):
         for name, run in runs.items():
+            prepare()
             began = time.perf_counter()
             run()
             if DEVICE.type == "cuda":
@@ -75,9 +81,11 @@ def drawn(batches: Batches, rounds: int) -> Iterator[tuple[Tensor, ...]]:
 
 
 def pytorch_loop(
-    D: nn.Module, G: nn.Module, batches: Iterator[tuple[Tensor, ...]], logits: bool = False
-) -> None:
+    D: nn.Module, G: nn.Module, batches: Iterator[tuple[Tensor, ...]], *,
+    logits: bool = False, bf16: bool = False,
+) -> None:  # fmt: skip
     """Train as PyTorch's DCGAN example does: the fakes of D's turn serve G's turn as well."""
+    half = torch.autocast(DEVICE.type, torch.bfloat16, enabled=bf16)
     d, g = (torch.optim.Adam(net.parameters(), **ADAM) for net in (D, G))
 
     def loss(output: Tensor, label: float) -> Tensor:
@@ -88,12 +96,18 @@ def pytorch_loop(
 
     for real, noise in batches:
         D.zero_grad()
-        loss(D(real), 1.0).backward()
-        fake = G(noise)
-        loss(D(fake.detach()), 0.0).backward()
+        with half:
+            real_loss = loss(D(real), 1.0)
+        real_loss.backward()
+        with half:
+            fake = G(noise)
+            fake_loss = loss(D(fake.detach()), 0.0)
+        fake_loss.backward()
         d.step()
         G.zero_grad()
-        loss(D(fake), 1.0).backward()
+        with half:
+            generator_loss = loss(D(fake), 1.0)
+        generator_loss.backward()
         g.step()
 
 
@@ -118,36 +132,46 @@ def dcgan(turns: int) -> None:
     """A step of DCGAN at 32 and 64 pixels, batch 64."""
     rounds = 200 if DEVICE.type == "cuda" else 4
     for size in (32, 64):
-        real = torch.rand(256, 3, size, size, device=DEVICE) * 2 - 1
-        pairs = minibatches(real, size=64, noise=100)
-
-        def draw(generator: torch.Generator, pairs: Batches = pairs) -> tuple[Tensor, ...]:
-            images, noise = pairs(generator)
-            return images, noise[:, :, None, None]
-
-        D, G = example_networks(size)
-        judge = nn.Sequential(D, nn.Sigmoid())
-        players = non_saturating(D, G, **ADAM)
-
-        def ours(**options: bool) -> Callable[[], object]:
-            return lambda: play(players, draw, rounds=rounds, **options)  # noqa: B023
-
-        runs = {
-            "PyTorch's example": lambda: pytorch_loop(judge, G, drawn(draw, rounds)),  # noqa: B023
-            "play": ours(graph=False),
-            "play, channels last": ours(channels_last=True, graph=False),
-            "play, channels last, bf16": ours(channels_last=True, bf16=True, graph=False),
-        }
-        if DEVICE.type == "cuda":
-            runs["play, channels last, graph"] = ours(channels_last=True)
-            runs["play, channels last, bf16, graph"] = ours(channels_last=True, bf16=True)
-        times = {}
-        for name, run in runs.items():  # channels_last would leave the networks so for the peer
-            for net in (D, G):
-                net.to(memory_format=torch.contiguous_format)
-            times |= best_of(turns, {name: run})
+        times = best_of(turns, *dcgan_runs(size, rounds))
         times = {name: spent / rounds for name, spent in times.items()}
-        show(f"DCGAN, {size} pixels, batch 64", "ms a step", times, ["PyTorch's example"])
+        peers = ["PyTorch's example", "the same in bf16"]
+        show(f"DCGAN, {size} pixels, batch 64", "ms a step", times, peers)
+
+
+def dcgan_runs(
+    size: int, rounds: int
+) -> tuple[dict[str, Callable[[], object]], Callable[[], object]]:
+    """The runs to compare, and what gives the networks their own layout back before each."""
+    real = torch.rand(256, 3, size, size, device=DEVICE) * 2 - 1
+    pairs = minibatches(real, size=64, noise=100)
+    D, G = example_networks(size)
+    players = non_saturating(D, G, **ADAM)
+
+    def draw(generator: torch.Generator) -> tuple[Tensor, ...]:
+        images, noise = pairs(generator)
+        return images, noise[:, :, None, None]
+
+    def theirs(judge: nn.Module, bf16: bool) -> Callable[[], object]:
+        return lambda: pytorch_loop(judge, G, drawn(draw, rounds), logits=bf16, bf16=bf16)
+
+    def ours(**options: bool) -> Callable[[], object]:
+        return lambda: play(players, draw, rounds=rounds, **options)
+
+    def as_built() -> None:
+        for net in (D, G):
+            net.to(memory_format=torch.contiguous_format)
+
+    runs = {
+        "PyTorch's example": theirs(nn.Sequential(D, nn.Sigmoid()), bf16=False),
+        "the same in bf16": theirs(D, bf16=True),
+        "play": ours(graph=False),
+        "play, channels last": ours(channels_last=True, graph=False),
+        "play, channels last, bf16": ours(channels_last=True, bf16=True, graph=False),
+    }
+    if DEVICE.type == "cuda":
+        runs["play, channels last, graph"] = ours(channels_last=True)
+        runs["play, channels last, bf16, graph"] = ours(channels_last=True, bf16=True)
+    return runs, as_built
 
 
 def main() -> None:
