@@ -28,6 +28,7 @@ from torch import Tensor
 
 from minimax.attacks import fgsm, input_gradient, lbfgs
 from minimax.data import Pretrained, load, squeezenet
+from minimax.files import write_whole
 from minimax.networks import predict
 from minimax.recorded import FOLDER, run, tensors
 
@@ -154,8 +155,7 @@ def record_chapter(chapter: str, seeds: Sequence[int]) -> None:
                         "measured", {}
                     )  # fmt: skip
             one = {"measured": measured, "seconds": seconds, "memory_gb": memory}
-            file.with_suffix(".partial").write_text(json.dumps(one), "utf-8")
-            file.with_suffix(".partial").rename(file)
+            write_whole(file, json.dumps(one).encode())
         runs.append(json.loads(file.read_text("utf-8")))
     record = provenance | {
         "seconds": sum(one["seconds"] for one in runs),
@@ -194,10 +194,8 @@ def chapters() -> list[str]:
 
 
 def _write(name: str, record: Mapping[str, Any]) -> None:
-    path = FOLDER / f"{name}.json"
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    path.with_suffix(".partial").write_text(text, "utf-8")
-    path.with_suffix(".partial").rename(path)
+    write_whole(FOLDER / f"{name}.json", text.encode())
 
 
 def _commit() -> str:

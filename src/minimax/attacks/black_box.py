@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from minimax.attacks.gradient import frozen
+from minimax.attacks.minimal import margin
 from minimax.errors import check_count, check_images, check_number, refuse
 from minimax.game import Player, minibatches, play
 
@@ -64,8 +65,8 @@ def train_substitute(
     sign flips every ``period`` augmentations. So each of the ``augmentations`` doubles the images;
     with ``reservoir=(after, keep)``, from augmentation ``after`` on only ``keep`` of the neighbours
     are kept, drawn uniformly (the paper's reservoir sampling). ``watch`` is called after each
-    training, without arguments. Raises ValueError for arguments out
-    of range. Introduced in *Black-box and physical attacks*.
+    training, without arguments. Raises ValueError for arguments out of range. Introduced in
+    *Black-box and physical attacks*.
     """
     check_count("augmentations", augmentations, at_least=0)
     check_count("period", period)
@@ -128,7 +129,7 @@ def square(
         return (2.0 * (random < 0.5) - 1).to(x.device)
 
     best = (x + epsilon * coins(n, channels, 1, width)).clamp(0, 1)
-    lowest = _margin(scores(best), y)
+    lowest = margin(scores(best), y)
     asked = torch.ones(n, dtype=torch.long, device=x.device)
     for query in range(1, queries):
         alive = (lowest > 0).nonzero()[:, 0]
@@ -144,17 +145,11 @@ def square(
         inside = inside & ((right >= 0) & (right < side))[:, None, None, :]
         delta = epsilon * coins(len(alive), channels, 1, 1)
         tried = torch.where(inside, x[alive] + delta, best[alive]).clamp(0, 1)
-        margin = _margin(scores(tried), y[alive])
+        now = margin(scores(tried), y[alive])
         asked[alive] += 1
-        better = margin < lowest[alive]
-        best[alive[better]], lowest[alive[better]] = tried[better], margin[better]
+        better = now < lowest[alive]
+        best[alive[better]], lowest[alive[better]] = tried[better], now[better]
     return Queried(best, asked)
-
-
-def _margin(logits: Tensor, y: Tensor) -> Tensor:
-    """Return by how much each true class leads; not above 0 where the model is fooled."""
-    own = logits.gather(1, y[:, None])[:, 0]
-    return own - logits.scatter(1, y[:, None], -torch.inf).amax(1)
 
 
 def _schedule(progress: float) -> float:

@@ -139,7 +139,7 @@ def carlini_wagner(
                 image = (torch.tanh(w_clean + delta) + 1) / 2
                 logits = model(image)
                 check_logits(logits, y)
-                f = _margin(logits, y, targeted) + confidence
+                f = margin(logits, y, targeted) + confidence
                 loss = ((image - clean) ** 2).sum() + (weight * f.clamp(min=0)).sum()
                 (delta.grad,) = torch.autograd.grad(loss, delta)
                 optimiser.step()
@@ -161,8 +161,12 @@ def carlini_wagner(
     return best
 
 
-def _margin(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:
-    """Return how far each image is from success: negative once the attack has succeeded."""
+def margin(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
+    """Return how far each image is from success (N,): negative once the attack has succeeded.
+
+    By how much the logit of the true class ``y`` leads, or that of the wanted one trails.
+    Introduced in *Adversarial examples*.
+    """
     own = logits.gather(1, y[:, None])[:, 0]
     others = logits.masked_fill(one_hot(y, logits.shape[1]).bool(), -torch.inf).amax(1)
     return others - own if targeted else own - others

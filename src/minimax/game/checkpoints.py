@@ -6,7 +6,6 @@ is whole. The last two are kept.
 
 import hashlib
 import json
-import os
 import re
 import warnings
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from typing import Any
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
+
+from minimax.files import write_whole
 
 KEEP = 2
 FORMAT = "minimax game 1"
@@ -41,8 +42,8 @@ def save(folder: Path, now: int, game: dict[str, Any], tensors: dict[str, Tensor
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     path = folder / f"round-{now:08d}.json"
-    _write(path.with_suffix(".safetensors"), data)
-    _write(path, (json.dumps(record, indent=1) + "\n").encode())
+    write_whole(path.with_suffix(".safetensors"), data)
+    write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
     for old in _paths(folder)[:-KEEP]:
         old.unlink()
         old.with_suffix(".safetensors").unlink(missing_ok=True)
@@ -54,14 +55,14 @@ def newest(folder: Path, game: dict[str, Any]) -> Checkpoint | None:
     One that is damaged, or of another game, is named in a warning and the one before it is taken.
     Raises ValueError if the folder holds nothing but checkpoints of other games.
     """
-    foreign = ""
+    foreign = None
     for path in reversed(_paths(folder)):
-        found, fault = _read(path, game)
-        if found is not None:
-            return found
-        warnings.warn(f"The checkpoint {path} is refused: {fault}.", stacklevel=3)
-        if "another game" in fault:
-            foreign = f"The checkpoint {path} is refused: {fault}; name another folder."
+        try:
+            return _read(path, game)
+        except _Refused as error:
+            warnings.warn(f"The checkpoint {path} is refused: {error}.", stacklevel=3)
+            if isinstance(error, _Foreign):
+                foreign = f"The checkpoint {path} is refused: {error}; name another folder."
     if foreign:
         raise ValueError(foreign)
     return None
@@ -77,22 +78,30 @@ def _paths(folder: Path) -> list[Path]:
     return sorted(path for path in found if re.fullmatch(r"round-\d{8}", path.stem))
 
 
-def _read(path: Path, game: dict[str, Any]) -> tuple[Checkpoint | None, str]:
-    """Return the checkpoint at ``path``, or None and what is wrong with it."""
+class _Refused(Exception):
+    """A checkpoint can't be used."""
+
+
+class _Foreign(_Refused):
+    """A checkpoint belongs to another game."""
+
+
+def _read(path: Path, game: dict[str, Any]) -> Checkpoint:
+    """Return the checkpoint at ``path``; raise _Refused, and say why, if it is none of ``game``."""
     try:
         record = json.loads(path.read_bytes())
         data = path.with_suffix(".safetensors").read_bytes()
     except (OSError, ValueError) as error:
-        return None, f"it can't be read ({error})"
+        raise _Refused(f"it can't be read ({error})") from None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        return None, f"its format is not {FORMAT!r}"
+        raise _Refused(f"its format is not {FORMAT!r}")
     if record.get("game") != game:
-        return None, f"it belongs to another game: {_difference(record.get('game'), game)}"
+        raise _Foreign(f"it belongs to another game: {_difference(record.get('game'), game)}")
     if hashlib.sha256(data).hexdigest() != record["sha256"]:
-        return None, f"its tensors are damaged or cut short ({len(data)} bytes)"
+        raise _Refused(f"its tensors are damaged or cut short ({len(data)} bytes)")
     # Cloned: tensors that lie unaligned in the file's bytes crash the fused optimisers.
     tensors = {name: tensor.clone() for name, tensor in from_bytes(data).items()}
-    return Checkpoint(path, record["round"], tensors), ""
+    return Checkpoint(path, record["round"], tensors)
 
 
 def _difference(theirs: Any, ours: Any, where: str = "") -> str:
@@ -106,12 +115,3 @@ def _difference(theirs: Any, ours: Any, where: str = "") -> str:
             if one != other:
                 return _difference(one, other, f"{where} {index + 1}")
     return f"{where.strip() or 'it'} is {theirs!r} there and {ours!r} here"
-
-
-def _write(path: Path, data: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
