@@ -1,0 +1,196 @@
+"""What a classifier minimises that expects an adversary, and what it can prove afterwards.
+
+Images are float tensors in [0, 1]; ε is in the same pixel units. The players are ready for
+``play``, with copies or without. Introduced in the chapter *Defenses*.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from scipy.stats import beta, norm
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, kl_div, one_hot
+
+from minimax.errors import check_count, check_images, check_number, refuse
+from minimax.game import Player
+from minimax.networks import evaluating
+
+
+def worst_case(
+    loss: Callable[[Tensor], Tensor],
+    x: Tensor,
+    epsilon: float,
+    *,
+    steps: int = 1,
+    step_size: float | None = None,
+    random_start: bool = False,
+) -> Tensor:
+    """Return images near ``x`` at which ``loss`` is high: steps along the sign of its gradient.
+
+    The inner maximum of Madry et al. (2018), equation 2.1, for use inside a player's loss: unlike
+    ``attacks.pgd`` it runs under ``torch.func.vmap`` and checks nothing. ``loss`` maps images of
+    the shape of ``x`` to a scalar that sums over them. The result lies within |δ| ≤ ``epsilon`` and
+    in [0, 1]; no gradient passes through it. ``step_size`` is in pixels (default 2.5·ε/steps, for
+    one step ε). Introduced in *Defenses*.
+    """
+    size = (epsilon if steps == 1 else 2.5 * epsilon / steps) if step_size is None else step_size
+    with torch.no_grad():  # of the steps, not of the gradient inside: that one is torch.func's own
+        moved = (x + epsilon * (2 * torch.rand_like(x) - 1)).clamp(0, 1) if random_start else x
+        for _ in range(steps):
+            moved = moved + size * torch.func.grad(loss)(moved).sign()
+            moved = (x + (moved - x).clamp(-epsilon, epsilon)).clamp(0, 1)
+    return moved
+
+
+def adversarial_training(
+    network: nn.Module,
+    epsilon: float,
+    *,
+    steps: int = 1,
+    step_size: float | None = None,
+    random_start: bool = False,
+    mix: float = 1.0,
+    **options: Any,
+) -> Player:
+    """Return the player that minimises the loss at the worst images within ``epsilon``.
+
+    min over θ of E[mix · max over |δ| ≤ ε of ℓ(x + δ, y) + (1 − mix) · ℓ(x, y)], the maximum found
+    by ``worst_case``. One step without a random start and ``mix=0.5`` is Goodfellow et al. (2015),
+    section 6; forty steps of 0.01 from a random start are Madry et al. (2018) on MNIST; one step of
+    1.25·ε from a random start is Wong et al. (2020). A batch is (x, y); ``options`` go to
+    ``Player``. Raises ValueError for arguments out of range. Introduced in *Defenses*.
+    """
+    check_number("epsilon", epsilon)
+    check_count("steps", steps)
+    if not 0 <= mix <= 1:
+        refuse("mix", mix, "between 0 and 1")
+    kwargs: dict[str, Any] = {
+        "steps": steps,
+        "step_size": step_size,
+        "random_start": random_start,
+    }
+
+    def adversarial_loss(x: Tensor, y: Tensor) -> Tensor:
+        def total(images: Tensor) -> Tensor:
+            return cross_entropy(network(images), y, reduction="sum")
+
+        loss = mix * cross_entropy(network(worst_case(total, x, epsilon, **kwargs)), y)
+        return loss if mix == 1 else loss + (1 - mix) * cross_entropy(network(x), y)
+
+    return Player(network, adversarial_loss, **options)
+
+
+def virtual_adversarial_loss(
+    network: nn.Module,
+    x: Tensor,
+    epsilon: float,
+    *,
+    iterations: int = 1,
+    xi: float = 1e-2,
+) -> Tensor:
+    """Return how much the network's answer changes where it changes most: a mean over ``x``.
+
+    Miyato et al. (2018), equations 5 to 10: KL(p(·|x) ‖ p(·|x + r)) in nats, with ‖r‖₂ =
+    ``epsilon`` in the direction that ``iterations`` of the power method find, probing at distance
+    ``xi``. No label is needed. ``x`` is (N, …). Introduced in *Defenses*.
+    """
+    before = network(x).detach().softmax(1)
+
+    def change(r: Tensor) -> Tensor:
+        return kl_div(network(x + r).log_softmax(1), before, reduction="sum")
+
+    def unit(direction: Tensor) -> Tensor:
+        length = direction.flatten(1).norm(dim=1).clamp(min=1e-12)
+        return direction / length.view(-1, *[1] * (x.dim() - 1))
+
+    with torch.no_grad():
+        direction = unit(torch.randn_like(x))
+        for _ in range(iterations):
+            direction = unit(torch.func.grad(change)(xi * direction))
+    return change(epsilon * direction) / len(x)
+
+
+def virtual_adversarial_training(
+    network: nn.Module,
+    epsilon: float,
+    *,
+    weight: float = 1.0,
+    iterations: int = 1,
+    xi: float = 1e-2,
+    **options: Any,
+) -> Player:
+    """Return the player that fits the labels and answers alike near every image, labelled or not.
+
+    Miyato et al. (2018), equation 8, ``weight`` being its α. A batch is (x, y, unlabelled images);
+    ``epsilon`` is an L2 radius in pixels; ``options`` go to ``Player``. Raises ValueError for
+    arguments out of range. Introduced in *Defenses*.
+    """
+    check_number("epsilon", epsilon)
+    check_number("weight", weight)
+    check_count("iterations", iterations)
+
+    def virtual_adversarial(x: Tensor, y: Tensor, unlabelled: Tensor) -> Tensor:
+        smoothness = virtual_adversarial_loss(
+            network, unlabelled, epsilon, iterations=iterations, xi=xi
+        )
+        return cross_entropy(network(x), y) + weight * smoothness
+
+    return Player(network, virtual_adversarial, **options)
+
+
+class Certified(NamedTuple):
+    """``labels`` (N,), −1 where the smoothed classifier abstains, and L2 ``radii`` (N,) in pixels.
+
+    Introduced in *Defenses*.
+    """
+
+    labels: Tensor
+    radii: Tensor
+
+
+@torch.no_grad()
+def certify(
+    network: nn.Module,
+    x: Tensor,
+    sigma: float,
+    *,
+    first: int = 100,
+    samples: int = 10_000,
+    alpha: float = 0.001,
+    batch_size: int = 1000,
+) -> Certified:
+    """Return the answer of the smoothed classifier and a radius in which it can't change.
+
+    Cohen, Rosenfeld and Kolter (2019), CERTIFY: the smoothed classifier says what ``network`` says
+    most often under Gaussian noise of ``sigma`` pixels. ``first`` draws guess the class,
+    ``samples`` more bound its probability p from below (Clopper and Pearson, one-sided); the radius
+    is ``sigma``·Φ⁻¹(p), wrong with probability at most ``alpha`` for each image (N, …) of ``x``. It
+    abstains where p ≤ ½. Raises ValueError for arguments out of range. Introduced in *Defenses*.
+    """
+    check_images(x, torch.zeros(len(x), dtype=torch.long))
+    if check_number("sigma", sigma) == 0:
+        refuse("sigma", sigma, "above 0")
+    check_count("first", first)
+    check_count("samples", samples)
+    if not 0 < alpha < 1:
+        refuse("alpha", alpha, "between 0 and 1")
+
+    def votes(image: Tensor, count: int) -> Tensor:
+        """Return how often each class is the answer (classes,)."""
+        said = []
+        for part in torch.arange(count).split(batch_size):
+            noise = sigma * torch.randn((len(part), *image.shape), device=image.device)
+            logits = network(image + noise)
+            said.append(one_hot(logits.argmax(1), logits.shape[1]).sum(0))
+        return torch.stack(said).sum(0)
+
+    labels, radii = [], []
+    with evaluating(network):
+        for image in x:
+            guess = int(votes(image, first).argmax())
+            hits = int(votes(image, samples)[guess])
+            p = float(beta.ppf(alpha, hits, samples - hits + 1)) if hits else 0.0
+            labels.append(guess if p > 0.5 else -1)
+            radii.append(sigma * float(norm.ppf(p)) if p > 0.5 else 0.0)
+    return Certified(torch.tensor(labels), torch.tensor(radii))
