@@ -7,6 +7,7 @@ Introduced in the chapter *Defenses*.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -76,7 +77,8 @@ def apgd(
     target = y if target is None else target
     with frozen(model):
         parts = zip(*(t.split(batch_size) for t in (x, y, target)), strict=True)
-        found = [_ascend(model, LOSSES[loss], *part, epsilon, steps, generator) for part in parts]
+        ascend = partial(_ascend, model, LOSSES[loss], epsilon, steps, generator)
+        found = [ascend(*part) for part in parts]
     return torch.cat(found)
 
 
@@ -105,9 +107,15 @@ class _Search:
 
 
 def _ascend(
-    model: nn.Module, loss: Loss, x: Tensor, y: Tensor, target: Tensor, epsilon: float,
-    steps: int, generator: torch.Generator | None,
-) -> Tensor:  # fmt: skip
+    model: nn.Module,
+    loss: Loss,
+    epsilon: float,
+    steps: int,
+    generator: torch.Generator | None,
+    x: Tensor,
+    y: Tensor,
+    target: Tensor,
+) -> Tensor:
     ball, radius = BALLS["linf"], torch.full_like(x[:, :1], epsilon).amax()
 
     def look(point: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -62,12 +62,12 @@ def run_time(chapter: str) -> None:
 
 
 def compare(
-    chapter: str, rows: Sequence[tuple[str, object, float]], *, caption: str, this_run: str
+    chapter: str, rows: Sequence[tuple[str, object, float | None]], *, caption: str, this_run: str
 ) -> None:
     """Show paper, recorded run and this run side by side, one row per quantity.
 
-    ``rows`` are (what, the paper's figure as text or None, this run's number); the recorded column
-    has mean ± standard deviation over seeds of the paper-scale run of ``chapter``. ``this_run``
+    ``rows`` are (what, the paper's figure as text or None, this run's number, or None where only the
+    paper scale measures it); the recorded column has mean ± standard deviation over seeds of the paper-scale run of ``chapter``. ``this_run``
     says what data this run used. Introduced in *Adversarial examples*.
     """
     record = run(chapter)
@@ -83,7 +83,7 @@ def compare(
             for what, paper, value in rows
         ],
         caption=caption,
-        measured={what: float(value) for what, _, value in rows},
+        measured={what: float(value) for what, _, value in rows if value is not None},
     )
     if record:
         display(HTML(f"<p>{html.escape(provenance(record))}</p>"))
