@@ -119,6 +119,24 @@ def maxout_network(
     )
 
 
+def strided_network(classes: int = 10) -> nn.Sequential:
+    """Return two strided convolutions and two linear layers, for 28×28 grey images.
+
+    The network of Wong et al. (2020) on MNIST: small, so that attacks inside training are cheap.
+    Introduced in *Defenses*.
+    """
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * 7 * 7, 100),
+        nn.ReLU(),
+        nn.Linear(100, classes),
+    )
+
+
 class VAE(nn.Module):
     """A variational autoencoder with Bernoulli pixels: one hidden layer on either side.
 

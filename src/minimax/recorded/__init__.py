@@ -66,9 +66,10 @@ def compare(
 ) -> None:
     """Show paper, recorded run and this run side by side, one row per quantity.
 
-    ``rows`` are (what, the paper's figure as text or None, this run's number, or None where only the
-    paper scale measures it); the recorded column has mean ± standard deviation over seeds of the paper-scale run of ``chapter``. ``this_run``
-    says what data this run used. Introduced in *Adversarial examples*.
+    ``rows`` are (what, the paper's figure as text or None, this run's number, or None where only
+    the paper scale measures it); the recorded column has mean ± standard deviation over seeds of
+    the paper-scale run of ``chapter``. ``this_run`` says what data this run used. Introduced in
+    *Adversarial examples*.
     """
     record = run(chapter)
     values = record["measured"] if record else {}
