@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from scipy.stats import beta, norm
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div, one_hot
+from torch.nn.functional import cross_entropy, one_hot
 
 from minimax.errors import check_count, check_images, check_number, refuse
 from minimax.game import Player
@@ -95,10 +95,10 @@ def virtual_adversarial_loss(
     ``epsilon`` in the direction that ``iterations`` of the power method find, probing at distance
     ``xi``. No label is needed. ``x`` is (N, …). Introduced in *Defenses*.
     """
-    before = network(x).detach().softmax(1)
+    before = network(x).detach().log_softmax(1)
 
     def change(r: Tensor) -> Tensor:
-        return kl_div(network(x + r).log_softmax(1), before, reduction="sum")
+        return (before.exp() * (before - network(x + r).log_softmax(1))).sum()
 
     def unit(direction: Tensor) -> Tensor:
         length = direction.flatten(1).norm(dim=1).clamp(min=1e-12)

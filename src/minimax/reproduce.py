@@ -121,7 +121,7 @@ def recorded_squeezenet() -> dict[str, Any]:
 
 
 def train_robust_mnist(network: nn.Module, epochs: float = 25.0) -> None:
-    """Train ``network`` on MNIST against ten PGD steps of ε = 0.3, after an epoch at 0.1 and at 0.2.
+    """Train ``network`` on MNIST against ten PGD steps of ε = 0.3, after an epoch at 0.1 and 0.2.
 
     Madry et al. (2018) begin with 0.3 at once; a network this small then stays at chance.
     Introduced in *Defenses*.
@@ -138,7 +138,7 @@ def train_robust_mnist(network: nn.Module, epochs: float = 25.0) -> None:
 
 
 def record_robust_mnist(epochs: float = 25.0, images: int = 10_000) -> None:
-    """Record the weights of an adversarially trained network and what PGD leaves of its accuracy."""
+    """Record the weights of an adversarially trained network, and how it does under PGD."""
     began, provenance = time.perf_counter(), _provenance(None)
     torch.manual_seed(0)
     network = strided_network()

@@ -220,12 +220,14 @@ def auto_attack(
     def share() -> float:
         return len(left()) / len(y)
 
+    clean = logits(x)
+    check_logits(clean, y)
     after["none"] = share()
     options: dict[str, Any] = {"steps": steps, "generator": generator, "batch_size": batch_size}
     if len(rows := left()):
         images[rows] = apgd(model, x[rows], y[rows], epsilon, **options)
     after["APGD, cross-entropy"] = share()
-    wrong = logits(x).scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)
+    wrong = clean.scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)
     for k in range(min(targets, wrong.shape[1] - 1)):
         if len(rows := left()):
             target = wrong[rows, k]

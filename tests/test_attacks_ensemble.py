@@ -1,0 +1,172 @@
+"""The ensemble of attacks: its parts, and its agreement with public implementations."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from minimax import recorded
+from minimax.attacks import pgd
+from minimax.attacks.black_box import hop_skip_jump, square
+from minimax.attacks.ensemble import apgd, auto_attack, dlr
+from minimax.data import load
+from minimax.defenses import adversarial_training
+from minimax.game import minibatches, play
+from minimax.networks import accuracy, mlp, predict, strided_network
+
+EPSILON = 0.15
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits", split="test", size=28)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A network that is robust to a point, so that attacks differ."""
+    torch.manual_seed(0)
+    train = load("digits", size=28)
+    network = strided_network()
+    player = adversarial_training(network, 0.1, steps=3, random_start=True)
+    play([player], minibatches(train.x, train.y, size=100), rounds=250)
+    return network.eval()
+
+
+def test_dlr_is_the_papers_and_knows_no_scale():
+    logits, y = torch.tensor([[4.0, 1.0, 3.0, 0.0, 2.0]]), torch.tensor([0])
+    target = torch.tensor([2])
+    assert dlr(logits, y, target).item() == pytest.approx(-(4 - 3) / (4 - (2 + 1) / 2))
+    assert dlr(100 * logits, y, target).item() == pytest.approx(dlr(logits, y, target).item())
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "dlr"])
+def test_apgd_stays_in_the_ball_and_is_as_strong_as_pgd(network, digits, loss):
+    x, y = digits.x[:100], digits.y[:100]
+    target = predict(network, x).scatter(1, y[:, None], 0).argmax(1)
+    found = apgd(network, x, y, EPSILON, loss=loss, target=target)
+    assert (found - x).abs().max() <= EPSILON + 1e-6 and found.min() >= 0 and found.max() <= 1
+    by_pgd = accuracy(network, pgd(network, x, y, EPSILON, steps=100, until_fooled=True), y)
+    assert accuracy(network, found, y) <= by_pgd + 0.05
+
+
+def test_apgd_needs_no_step_size():
+    """On a loss with a ridge, a fixed large step jumps to and fro; halved steps settle."""
+
+    class Ridge(nn.Module):
+        def forward(self, x):
+            height = -(x[:, :1] - 0.437).abs() * 4
+            return torch.cat([-height, height, *[height - 9] * 8], 1)
+
+    x, y = torch.full((1, 2), 0.3), torch.tensor([0])
+    found = apgd(Ridge(), x, y, 0.2, steps=100)
+    assert found[0, 0].item() == pytest.approx(0.437, abs=5e-3)
+
+
+def test_ensemble_reports_falling_accuracies_and_its_images_bear_them_out(network, digits):
+    x, y = digits.x[:120], digits.y[:120]
+    found = auto_attack(network, x, y, EPSILON, steps=20, targets=2, queries=50)
+    values = list(found.after.values())
+    assert values == sorted(values, reverse=True)
+    assert values[0] == pytest.approx(accuracy(network, x, y))
+    assert values[-1] == pytest.approx(accuracy(network, found.images, y))
+    assert (found.images - x).abs().max() <= EPSILON + 1e-6
+
+
+def test_with_epsilon_zero_nothing_falls(network, digits):
+    x, y = digits.x[:50], digits.y[:50]
+    found = auto_attack(network, x, y, 0.0, steps=3, targets=1, queries=3)
+    assert list(found.after.values()) == pytest.approx([accuracy(network, x, y)] * 4)
+
+
+def test_agrees_with_the_public_ensemble(network, digits):
+    """Within one point of robust accuracy on the same network and images."""
+    public = pytest.importorskip("pyautoattack")
+    x, y = digits.x, digits.y
+    ours = auto_attack(network, x, y, EPSILON, queries=500).after["Square"]
+    attack = public.AutoAttack(network, eps=EPSILON, seed=0, attacks=["apgd-ce", "apgd-t"],
+                               version="custom")  # fmt: skip
+    theirs = accuracy(network, attack.run_standard_evaluation(x, y, batch_size=len(x))[0], y)
+    assert 0.1 < theirs < 0.9 and abs(ours - theirs) <= 0.01
+
+
+def test_pgd_leaves_the_robust_accuracy_that_foolbox_leaves(network, digits):
+    foolbox = pytest.importorskip("foolbox")
+    x, y = digits.x, digits.y
+    attack = foolbox.attacks.LinfPGD(rel_stepsize=0.05, steps=60)
+    model = foolbox.PyTorchModel(network, bounds=(0, 1), device="cpu")
+    theirs = 1 - attack(model, x, y, epsilons=EPSILON)[2].float().mean().item()
+    ours = accuracy(network, pgd(network, x, y, EPSILON, steps=60, step_size=0.05 * EPSILON), y)
+    assert 0.1 < theirs < 0.9 and abs(ours - theirs) <= 0.01
+
+
+def test_square_is_as_strong_as_the_public_one(network, digits):
+    """A little stronger: the public one draws no square that touches the last row or column."""
+    public = pytest.importorskip("pyautoattack")
+    x, y = digits.x, digits.y
+    torch.manual_seed(0)
+    found = square(lambda images: predict(network, images), x, y, EPSILON, queries=300).images
+    attack = public.AutoAttack(network, eps=EPSILON, seed=0, attacks=["square"], version="custom")
+    attack.square.n_queries = 300
+    theirs = accuracy(network, attack.run_standard_evaluation(x, y, batch_size=len(x))[0], y)
+    ours = accuracy(network, found, y)
+    assert 0.1 < theirs < 0.9 and theirs - 0.1 < ours <= theirs + 0.02
+
+
+def test_hop_skip_jump_comes_as_near_as_foolboxs(network, digits):
+    foolbox = pytest.importorskip("foolbox")
+    torch.manual_seed(0)
+    right = (predict(network, digits.x).argmax(1) == digits.y).nonzero()[:6, 0]
+    x, y = digits.x[right], digits.y[right]
+    start = torch.stack([digits.x[right][y != label][0] for label in y])
+
+    def distance(images):
+        return (images - x).flatten(1).norm(dim=1).median().item()
+
+    ours = hop_skip_jump(lambda images: predict(network, images).argmax(1), x, y, start,
+                         queries=1500)  # fmt: skip
+    attack = foolbox.attacks.HopSkipJumpAttack(steps=9, initial_gradient_eval_steps=50)
+    model = foolbox.PyTorchModel(network, bounds=(0, 1), device="cpu")
+    theirs = attack(model, x, y, epsilons=None, starting_points=start)[1]
+    assert distance(ours.images) < 1.15 * distance(theirs)
+
+
+@pytest.mark.data
+def test_the_recorded_network_is_as_robust_as_recorded():
+    network = strided_network()
+    network.load_state_dict(recorded.tensors("robust_mnist"))
+    test = load("mnist", split="test")
+    x, y = test.x[:500], test.y[:500]
+    under = accuracy(
+        network, pgd(network, x, y, 0.3, steps=100, step_size=0.01, until_fooled=True), y
+    )
+    record = recorded.run("robust_mnist")
+    assert record["measured"]["PGD-100, restarts: 10"][0] >= 0.88
+    assert abs(under - record["measured"]["PGD-100, restarts: 1"][0]) < 0.04
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"loss": "hinge"}, "loss is 'hinge'"),
+        ({"loss": "dlr"}, "target is None"),
+    ],
+)
+def test_bad_arguments_are_named(options, named):
+    x, y = torch.rand(4, 6), torch.zeros(4, dtype=torch.long)
+    with pytest.raises(ValueError, match=named):
+        apgd(mlp(6, 4), x, y, 0.1, **options)
+
+
+def test_a_label_outside_is_named():
+    with pytest.raises(ValueError, match="from 0 to 3"):
+        auto_attack(mlp(6, 4), torch.rand(4, 6), torch.full((4,), 7), 0.1)
+
+
+def test_cross_entropy_is_what_apgd_raises(network, digits):
+    x, y = digits.x[:60], digits.y[:60]
+    found = apgd(network, x, y, 0.02, steps=30)
+    with torch.no_grad():
+        before, after = (cross_entropy(network(images), y) for images in (x, found))
+    assert after > before
