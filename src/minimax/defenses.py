@@ -131,8 +131,9 @@ def virtual_adversarial_training(
     check_count("iterations", iterations)
 
     def virtual_adversarial(x: Tensor, y: Tensor, unlabelled: Tensor) -> Tensor:
+        everything = torch.cat([x, unlabelled])
         smoothness = virtual_adversarial_loss(
-            network, unlabelled, epsilon, iterations=iterations, xi=xi
+            network, everything, epsilon, iterations=iterations, xi=xi
         )
         return cross_entropy(network(x), y) + weight * smoothness
 
