@@ -1,0 +1,238 @@
+"""Models whose likelihood is known, estimated or bounded: mixtures, RBM, VAE. All in nats.
+
+Binary images are rows (N, d) of zeros and ones, as floats.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+
+from minimax.errors import Words, check_count, check_number, refuse
+from minimax.game import Player
+from minimax.networks import VAE
+
+
+class BernoulliMixture:
+    """A mixture of products of Bernoullis, p(x) = Σₖ πₖ Πᵢ μₖᵢ^xᵢ (1 − μₖᵢ)^(1 − xᵢ).
+
+    ``weights`` π are (K,) and sum to 1, ``means`` μ are (K, d), strictly between 0 and 1. Raises
+    ValueError if they are not. Bishop (2006), section 9.3.3. Introduced in *Generative models*.
+    """
+
+    def __init__(self, weights: Tensor, means: Tensor) -> None:
+        if means.dim() != 2 or weights.shape != means.shape[:1]:
+            got = Words(f"of shapes {tuple(weights.shape)} and {tuple(means.shape)}")
+            refuse("(weights, means)", got, "of shapes (K,) and (K, d)")
+        if not bool(((means > 0) & (means < 1)).all()):
+            refuse("means", Words("with a value outside"), "strictly between 0 and 1")
+        if not torch.allclose(weights.sum(), torch.tensor(1.0), atol=1e-4):
+            refuse("weights", Words(f"of sum {weights.sum():.4g}"), "positive, of sum 1")
+        self.weights, self.means = weights, means
+
+    @classmethod
+    def start(
+        cls, x: Tensor, components: int, generator: torch.Generator | None = None
+    ) -> "BernoulliMixture":
+        """Return equal weights, and means halfway between those of ``x`` and random rows of it."""
+        if check_count("components", components) > len(x):
+            refuse("components", components, f"at most {len(x)}, the number of images")
+        rows = torch.randperm(len(x), generator=generator)[:components]
+        means = 0.25 + (x.mean(0) + x[rows]) / 4
+        return cls(torch.full((components,), 1 / components), means)
+
+    def log_joint(self, x: Tensor) -> Tensor:
+        """Return log πₖ + log p(x | k), of shape (N, K)."""
+        on, off = self.means.log(), (-self.means).log1p()
+        return x @ (on - off).T + off.sum(1) + self.weights.log()
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return log p(x) in nats, of shape (N,)."""
+        return torch.cat([self.log_joint(part).logsumexp(1) for part in x.split(10_000)])
+
+    def posterior(self, x: Tensor) -> Tensor:
+        """Return p(k | x), of shape (N, K)."""
+        return self.log_joint(x).softmax(1)
+
+    def improved(self, x: Tensor, pseudocount: float = 1.0) -> "BernoulliMixture":
+        """Return the mixture after one step of EM on ``x``.
+
+        ``pseudocount`` images of each component, half on and half off, are added to what is
+        counted: means stay off 0 and 1. (The step then climbs log-likelihood plus log-prior.)
+        """
+        check_number("pseudocount", pseudocount)
+        mass, on = torch.zeros(len(self.weights)), torch.zeros_like(self.means)
+        for part in x.split(10_000):
+            responsible = self.posterior(part)
+            mass += responsible.sum(0)
+            on += responsible.T @ part
+        means = (on + pseudocount / 2) / (mass + pseudocount)[:, None]
+        weights = (mass + pseudocount) / (mass + pseudocount).sum()
+        return BernoulliMixture(weights, means.clamp(1e-6, 1 - 1e-6))
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Return the means (count, d) of the components of ``count`` samples.
+
+        ``torch.bernoulli`` makes binary images of them.
+        """
+        check_count("count", count)
+        drawn = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        return self.means[drawn]
+
+
+class RBM(nn.Module):
+    """A restricted Boltzmann machine, p(v, h) ∝ exp(vᵀWh + vᵀa + hᵀb), all units binary.
+
+    v is (N, ``visible``), h (N, ``hidden``). Smolensky (1986); Hinton (2002). Introduced in
+    *Generative models*.
+    """
+
+    def __init__(self, visible: int, hidden: int) -> None:
+        super().__init__()
+        self.W = nn.Parameter(torch.empty(visible, hidden))
+        self.a = nn.Parameter(torch.empty(visible))
+        self.b = nn.Parameter(torch.empty(hidden))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw weights of standard deviation 0.01; biases are 0."""
+        nn.init.normal_(self.W, std=0.01)
+        nn.init.zeros_(self.a)
+        nn.init.zeros_(self.b)
+
+    def free_energy(self, v: Tensor) -> Tensor:
+        """Return F(v) = −log Σₕ exp(vᵀWh + vᵀa + hᵀb), (N,): log p(v) = −F(v) − log Z."""
+        return -(v @ self.a) - softplus(v @ self.W + self.b).sum(-1)
+
+    def hidden_given(self, v: Tensor) -> Tensor:
+        """Return p(h = 1 | v), (N, hidden)."""
+        return (v @ self.W + self.b).sigmoid()
+
+    def visible_given(self, h: Tensor) -> Tensor:
+        """Return p(v = 1 | h), (N, visible)."""
+        return (h @ self.W.T + self.a).sigmoid()
+
+    @torch.no_grad()
+    def gibbs(self, v: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Return v after ``steps`` of sampling h given v and v given h, and the last p(v | h)."""
+        check_count("steps", steps)
+        for _ in range(steps):
+            mean = self.visible_given(torch.bernoulli(self.hidden_given(v)))
+            v = torch.bernoulli(mean)
+        return v, mean
+
+
+def contrastive_divergence(rbm: RBM, steps: int = 1, **options: Any) -> Player:
+    """Return the player that trains ``rbm`` by CD-k, k being ``steps``.
+
+    Hinton (2002): lower the free energy of the data and raise that of what ``steps`` Gibbs steps
+    make of them. A batch is (v,); ``options`` go to the player. Introduced in *Generative models*.
+    """
+    check_count("steps", steps)
+
+    def contrastive_divergence_loss(v: Tensor) -> Tensor:
+        fantasy, _ = rbm.gibbs(v, steps)
+        return rbm.free_energy(v).mean() - rbm.free_energy(fantasy).mean()
+
+    return Player(rbm, contrastive_divergence_loss, **options)
+
+
+def log_partition_exact(rbm: RBM) -> float:
+    """Return log Z of ``rbm`` by summing over all states of the smaller layer, in double precision.
+
+    Raises ValueError if that layer has more than 20 units. Introduced in *Generative models*.
+    """
+    W, a, b = (w.detach().double() for w in (rbm.W, rbm.a, rbm.b))
+    if W.shape[0] < W.shape[1]:
+        W, a, b = W.T, b, a
+    units = W.shape[1]
+    if units > 20:
+        refuse("rbm", Words(f"with a smaller layer of {units} units"), "one of at most 20 units")
+    bits = 2 ** torch.arange(units)
+    total = torch.tensor(-math.inf, dtype=torch.float64)
+    for states in torch.arange(2**units).split(2**14):
+        h = (states[:, None] & bits > 0).double()
+        part = (h @ b + softplus(h @ W.T + a).sum(1)).logsumexp(0)
+        total = torch.logaddexp(total, part)
+    return total.item()
+
+
+def temperatures(*steps: tuple[int, float]) -> Tensor:
+    """Return rising inverse temperatures from 0: so many steps up to each end.
+
+    The default, 500 up to 0.5, 4,000 up to 0.9 and 10,000 up to 1, is that of Salakhutdinov and
+    Murray (2008). Introduced in *Generative models*.
+    """
+    parts, low = [torch.zeros(1)], 0.0
+    for count, high in steps or ((500, 0.5), (4_000, 0.9), (10_000, 1.0)):
+        check_count("steps", count)
+        parts.append(torch.linspace(low, high, count + 1)[1:])
+        low = high
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def annealed_importance_sampling(
+    rbm: RBM, betas: Tensor, chains: int = 100, base: Tensor | None = None
+) -> Tensor:
+    """Return ``chains`` estimates of log Z, (chains,): log-mean-exp of them is the estimate.
+
+    Neal (2001); Salakhutdinov and Murray (2008), section 4.1. The chains start in independent
+    pixels with the log-odds ``base`` (visible,), 0 by default, and pass through the inverse
+    temperatures ``betas``, which rise from 0 to 1. Raises ValueError if they don't.
+    Introduced in *Generative models*.
+    """
+    check_count("chains", chains)
+    if betas.dim() != 1 or betas[0] != 0 or betas[-1] != 1 or bool((betas.diff() < 0).any()):
+        refuse("betas", Words("otherwise"), "a vector that rises from 0 to 1")
+    start = torch.zeros_like(rbm.a) if base is None else base
+
+    def log_p(v: Tensor, beta: Tensor) -> Tensor:
+        """Return the unnormalised log-probability at inverse temperature ``beta``."""
+        visible = v @ ((1 - beta) * start + beta * rbm.a)
+        return visible + softplus(beta * (v @ rbm.W + rbm.b)).sum(1)
+
+    v = torch.bernoulli(start.sigmoid().expand(chains, -1))
+    log_weight = softplus(start).sum() + len(rbm.b) * math.log(2) + torch.zeros(chains)
+    for beta, hotter in zip(betas[1:], betas[:-1], strict=True):
+        log_weight += log_p(v, beta) - log_p(v, hotter)
+        h = torch.bernoulli((beta * (v @ rbm.W + rbm.b)).sigmoid())
+        v = torch.bernoulli(((1 - beta) * start + beta * (h @ rbm.W.T + rbm.a)).sigmoid())
+    return log_weight
+
+
+def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
+    """Return log mean exp(``values``) along ``dim``. Introduced in *Generative models*."""
+    return values.logsumexp(dim) - math.log(values.shape[dim])
+
+
+@torch.no_grad()
+def importance_weighted_bound(
+    vae: VAE, x: Tensor, samples: Sequence[int] | int, at_once: int = 100_000
+) -> Tensor:
+    """Return E log (1/k) Σ p(x, zᵢ) / q(zᵢ | x) with k codes drawn for each image, in nats: (N,).
+
+    Burda et al. (2016), equation 8: with k = 1 the ELBO, and the nearer to log p(x) the larger k
+    is. For several values in ``samples`` the result is (len(samples), N), from the same codes.
+    ``at_once`` codes are decoded at a time. Introduced in *Generative models*.
+    """
+    several = [samples] if isinstance(samples, int) else list(samples)
+    for count in several:
+        check_count("samples", count)
+    most, bounds = max(several), []
+    for part in x.split(max(1, at_once // most)):
+        mean, log_variance = vae.encode(part)
+        spread = (log_variance / 2).exp()
+        noise = torch.randn(most, *mean.shape)
+        z = mean + spread * noise
+        logits = vae.decode(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+        pixels = -binary_cross_entropy_with_logits(logits, part.expand_as(logits), reduction="none")
+        log_p = pixels.flatten(2).sum(2) - (z**2).sum(2) / 2
+        log_q = -(noise**2).sum(2) / 2 - spread.log().sum(1)
+        log_ratio = log_p - log_q  # the constants of the two normal densities cancel
+        bounds.append(torch.stack([log_mean_exp(log_ratio[:count]) for count in several]))
+    joined = torch.cat(bounds, 1)
+    return joined[0] if isinstance(samples, int) else joined
