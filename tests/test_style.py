@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 INTERNAL = (
-    "errors files places mixtures signs reproduce engine checkpoints".split()
+    "errors files places mixtures signs faces reproduce engine checkpoints".split()
 )  # not called from chapters
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 

@@ -1,13 +1,16 @@
 """The architectures that the chapters share. A classifier takes images in [0, 1]."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from minimax.errors import Words, check_count, refuse
+
+LEAKY_RELU = partial(nn.LeakyReLU, 0.2)
 
 
 @contextmanager
@@ -182,6 +185,149 @@ class VAE(nn.Module):
         )
         kl = (mean**2 + log_variance.exp() - 1 - log_variance) / 2
         return pixels.flatten(1).sum(1) + kl.sum(1)
+
+
+class DCGANGenerator(nn.Module):
+    """The generator of a DCGAN: codes (N, ``codes``) become images (N, channels, size, size).
+
+    Radford et al. (2016), section 3, with kernels of 4×4: strided transposed convolutions from a
+    map of 4×4 (7×7 for images of 28×28), doubling its side and halving its channels down to
+    ``features``. The output's tanh is mapped to [0, 1] here. The keywords switch the paper's
+    guidelines off: ``batch_norm``; ``strided`` (else nearest upsampling, then a convolution);
+    ``hidden_layer`` inserts a fully connected one; ``activation``. Raises ValueError for a size
+    that is not 4 to 7 times a power of two. Introduced in *DCGAN*.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        channels: int = 1,
+        features: int = 32,
+        codes: int = 100,
+        *,
+        batch_norm: bool = True,
+        strided: bool = True,
+        hidden_layer: bool = False,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+    ) -> None:
+        super().__init__()
+        side, stages = _stages(size)
+        wide = [features * 2**stage for stage in reversed(range(stages))]
+
+        def norm(width: int) -> list[nn.Module]:
+            return [nn.BatchNorm2d(width)] if batch_norm else []
+
+        layers: list[nn.Module] = []
+        if hidden_layer:
+            layers += [nn.Linear(codes, 512), activation()]
+        layers += [nn.Unflatten(1, (-1, 1, 1))]
+        layers += [nn.ConvTranspose2d(512 if hidden_layer else codes, wide[0], side)]
+        layers += [*norm(wide[0]), activation()]
+        for inputs, outputs in pairwise([*wide, channels]):
+            if strided:
+                layers += [nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1)]
+            else:
+                layers += [nn.Upsample(scale_factor=2), nn.Conv2d(inputs, outputs, 3, padding=1)]
+            layers += [*norm(outputs), activation()]
+        self.layers = nn.Sequential(*layers[: -1 - len(norm(1))], nn.Tanh())
+        self.codes = codes
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all weights as the paper does: N(0, 0.02²), gains N(1, 0.02²), biases 0."""
+        _normal_weights(self)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return images in [0, 1]."""
+        return (self.layers(z) + 1) / 2
+
+
+class DCGANDiscriminator(nn.Module):
+    """The discriminator of a DCGAN: images (N, channels, size, size) in [0, 1] to logits (N,).
+
+    The mirror image of ``DCGANGenerator``, with the same keywords: strided convolutions (else
+    convolution and max pooling), batch normalisation on all but the first, LeakyReLU of slope 0.2.
+    Introduced in *DCGAN*.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        channels: int = 1,
+        features: int = 32,
+        *,
+        batch_norm: bool = True,
+        strided: bool = True,
+        hidden_layer: bool = False,
+        activation: Callable[[], nn.Module] = LEAKY_RELU,
+    ) -> None:
+        super().__init__()
+        side, stages = _stages(size)
+        wide = [features * 2**stage for stage in range(stages)]
+        self.stages = nn.ModuleList()
+        for inputs, outputs in pairwise([channels, *wide]):
+            if strided:
+                layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1)]
+            else:
+                layers = [nn.Conv2d(inputs, outputs, 3, padding=1), nn.MaxPool2d(2)]
+            if batch_norm and len(self.stages) > 0:
+                layers.append(nn.BatchNorm2d(outputs))
+            self.stages.append(nn.Sequential(*layers, activation()))
+        flat = wide[-1] * side**2
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(flat, 1))
+        if hidden_layer:
+            self.head = nn.Sequential(
+                nn.Flatten(), nn.Linear(flat, 512), activation(), nn.Linear(512, 1)
+            )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all weights as the paper does: N(0, 0.02²), gains N(1, 0.02²), biases 0."""
+        _normal_weights(self)
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Return the feature maps of all stages, (N, width, height, width)."""
+        x, maps = 2 * x - 1, []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of "real", (N,)."""
+        return self.head(self.maps(x)[-1])[:, 0]
+
+    @torch.no_grad()
+    def pooled_features(self, x: Tensor, batch_size: int = 500) -> Tensor:
+        """Return the maps of all stages, max-pooled to 4×4 and flattened (N, d): section 5.1."""
+        with evaluating(self):
+            parts = [
+                torch.cat([nn.functional.adaptive_max_pool2d(one, 4).flatten(1) for one in maps], 1)
+                for maps in map(self.maps, x.split(batch_size))
+            ]
+        return torch.cat(parts)
+
+
+def _stages(size: int) -> tuple[int, int]:
+    """Return the side of the smallest map, and how often it is doubled to ``size``."""
+    side, stages = check_count("size", size), 0
+    while side % 2 == 0 and side >= 8:
+        side, stages = side // 2, stages + 1
+    if not 4 <= side <= 7 or stages == 0:
+        refuse("size", size, "4 to 7 times a power of two, as are 16, 28, 32 and 64")
+    return side, stages
+
+
+def _normal_weights(network: nn.Module) -> None:
+    for part in network.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.reset_running_stats()
+            nn.init.normal_(part.weight, 1.0, 0.02)
+            nn.init.zeros_(part.bias)
+        elif isinstance(part, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.normal_(part.weight, 0.0, 0.02)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
 
 
 @torch.no_grad()

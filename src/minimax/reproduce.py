@@ -2,8 +2,10 @@
 
 WHAT is a chapter (its paper-scale run, one per seed, kept after each), ``timings`` (what each
 chapter takes at quick scale), ``robust_mnist`` (the adversarially trained network of *Defenses*)
-or ``squeezenet`` (the attack on a photograph that a reader without the weights is shown). Run it
-from a clone: the chapters are not part of the installed package.
+or ``squeezenet`` (the attack on a photograph that a reader without the weights is shown).
+``dcgan --data NAME`` trains a DCGAN on that data set and records its generator. Run it from a
+clone: the chapters are not part of the installed package. Under ``torchrun`` the DCGAN is trained
+by all processes together, each of which computes its share of every batch.
 """
 
 import argparse
@@ -26,13 +28,21 @@ import torch
 from nbclient import NotebookClient
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import resize
 
 from minimax.attacks import fgsm, input_gradient, lbfgs, pgd
-from minimax.data import Pretrained, load, squeezenet
+from minimax.data import Data, Pretrained, load, squeezenet
 from minimax.defenses import adversarial_training
 from minimax.files import write_whole
-from minimax.game import minibatches, play
-from minimax.networks import accuracy, predict, strided_network
+from minimax.game import History, minibatches, play
+from minimax.gans import non_saturating
+from minimax.networks import (
+    DCGANDiscriminator,
+    DCGANGenerator,
+    accuracy,
+    predict,
+    strided_network,
+)
 from minimax.recorded import FOLDER, run, tensors
 
 ROOT = Path(__file__).parents[2]
@@ -164,6 +174,87 @@ def record_robust_mnist(epochs: float = 25.0, images: int = 10_000) -> None:
     _write("robust_mnist", record)
 
 
+DCGANS: dict[str, dict[str, Any]] = {
+    "digits": {"size": 16, "features": 32, "rounds": 4_000},
+    "faces": {"size": 32, "features": 32, "rounds": 12_000},
+    "mnist": {"size": 28, "features": 48, "rounds": 10_000},
+    "fashion_mnist": {"size": 28, "features": 48, "rounds": 10_000},
+    "cmu_faces": {"size": 32, "features": 32, "rounds": 8_000},
+    "lsun_bedroom": {"size": 64, "features": 128, "rounds": 120_000, "batch": 128},
+}
+
+
+def dcgan_images(data: str) -> Any:
+    """Return the training images of ``data`` at the size of its DCGAN: a tensor, or a data set."""
+    size = DCGANS[data]["size"]
+    if data in ("digits", "faces", "lsun_bedroom"):
+        loaded = load(data, size=size)
+        return loaded.x if isinstance(loaded, Data) else loaded
+    images = load(data).x
+    if images.shape[-2:] != (size, size):
+        images = resize(images, [size, size], antialias=True)
+    return images
+
+
+def train_dcgan(
+    images: Any,
+    *,
+    size: int,
+    features: int,
+    rounds: int,
+    batch: int = 64,
+    codes: int = 100,
+    seed: int = 0,
+    bf16: bool = True,
+    checkpoint: Path | None = None,
+) -> tuple[DCGANGenerator, DCGANDiscriminator, History]:
+    """Train a DCGAN on ``images``, a tensor (N, channels, size, size) or a data set of such images.
+
+    Radford et al. (2016), section 4: Adam, 2·10⁻⁴, β₁ = 0.5. The generator that is returned has
+    the moving average of its weights. Under torchrun every process computes its share of each
+    batch, and all end with the same weights. Introduced in *DCGAN*.
+    """
+    torch.manual_seed(seed)
+    channels = images[0].shape[0]
+    G = DCGANGenerator(size, channels, features, codes)
+    D = DCGANDiscriminator(size, channels, features)
+    players = non_saturating(D, G, lr=2e-4, betas=(0.5, 0.999), average=0.999)
+    draw = minibatches(images, size=batch, noise=codes)
+    history = play(
+        players, draw, rounds=rounds, seed=seed, bf16=bf16, channels_last=True,
+        checkpoint=checkpoint,
+    )  # fmt: skip
+    history.load(averaged=True)
+    return G, D, history
+
+
+def record_dcgan(data: str, rounds: int | None = None) -> None:
+    """Train a DCGAN on ``data`` and record its generator, in half precision."""
+    began, provenance = time.perf_counter(), _provenance(None)
+    settings = DCGANS[data] | ({} if rounds is None else {"rounds": rounds})
+    kept = Path(tempfile.gettempdir()) / f"minimax-dcgan-{data}"
+    G, _, history = train_dcgan(dcgan_images(data), **settings, checkpoint=kept)
+    halves = {name: value.half().contiguous() for name, value in G.state_dict().items()}
+    save_file(halves, FOLDER / f"dcgan_{data}.safetensors")
+    record = provenance | {
+        "seconds": time.perf_counter() - began,
+        "seeds": [0],
+        "settings": settings | {"lr": 2e-4, "beta1": 0.5, "average": 0.999, "bf16": True},
+        "last_losses": {name: loss[-100:].mean().item() for name, loss in history.losses.items()},
+    }
+    _write(f"dcgan_{data}", record)
+
+
+def recorded_dcgan(data: str) -> DCGANGenerator:
+    """Return the recorded generator of ``data``, in evaluation mode. Introduced in *DCGAN*."""
+    weights = tensors(f"dcgan_{data}")
+    settings = (run(f"dcgan_{data}") or {})["settings"]
+    channels = weights[list(weights)[-2]].shape[0]
+    G = DCGANGenerator(settings["size"], channels, settings["features"])
+    G.load_state_dict({name: value.float() for name, value in weights.items()})
+    return G.eval()
+
+
 def execute(chapter: str, environment: Mapping[str, str]) -> tuple[Any, float, float]:
     """Execute ``chapter`` and return its notebook, the seconds and the kernel's peak GB."""
     path = ROOT / "book" / f"{chapter}.ipynb"
@@ -269,10 +360,16 @@ def _provenance(began: float | None) -> dict[str, Any]:
 def main() -> None:
     """Parse the command line and record what it asks for."""
     parser = argparse.ArgumentParser(prog="python -m minimax.reproduce", description=__doc__)
-    parser.add_argument("what", choices=[*chapters(), "timings", "robust_mnist", "squeezenet"])
+    parser.add_argument(
+        "what", choices=[*chapters(), "dcgan", "timings", "robust_mnist", "squeezenet"]
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--data", choices=list(DCGANS), help="with dcgan: train one on this")
+    parser.add_argument("--rounds", type=int, help="with --data: how long")
     arguments = parser.parse_args()
-    if arguments.what == "squeezenet":
+    if arguments.data:
+        record_dcgan(arguments.data, arguments.rounds)
+    elif arguments.what == "squeezenet":
         record_squeezenet()
     elif arguments.what == "robust_mnist":
         record_robust_mnist()

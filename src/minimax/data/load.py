@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from torchvision import datasets as tv
 from torchvision.transforms import v2
 
-from minimax.data import imagenet, mixtures, signs
+from minimax.data import faces, imagenet, mixtures, signs
 from minimax.data.messages import SMS_FILE, Messages, drawn_messages, sms_spam
 from minimax.data.places import Need, cache, disk_fault, find, places, reading, verified, whole
 from minimax.errors import check_choice, check_count
@@ -52,9 +52,9 @@ class Data(Dataset[tuple[Tensor, Tensor]]):
 def load(name: str, split: str = "train", **options: Any) -> Any:
     """Return the data set ``name``, its ``split`` being "train" or "test".
 
-    Embedded: digits (option ``size``, in pixels), photographs, signs, ring, grid, high_dimensional,
-    one_dimensional, messages. Downloaded through torchvision and kept in the cache: mnist,
-    fashion_mnist, cifar10, svhn, gtsrb, celeba. Only from the folder MINIMAX_DATA: lsun_bedroom,
+    Embedded: digits (option ``size``, in pixels), photographs, signs, faces (drawn), ring, grid,
+    high_dimensional, one_dimensional, messages. Downloaded through torchvision and kept in the
+    cache: mnist, fashion_mnist, cifar10, svhn, gtsrb, celeba. Only from the folder MINIMAX_DATA: lsun_bedroom,
     and the local forms cifar10_jpeg, cifar10_lossless, cmu_faces, facades, gtsrb_subset,
     imagenet_photographs, sms_spam. The result is a ``Data`` with images as float32 in [0, 1] of
     shape (N, channels, height, width); celeba and lsun_bedroom, too large for memory, are
@@ -121,6 +121,11 @@ def _photographs(split: str) -> Data:
 
 def _signs(split: str, **options: Any) -> Data:
     return Data(*signs.photographed_signs(split, **options), signs.CLASSES)
+
+
+def _faces(split: str, **options: Any) -> Data:
+    x, y, attributes = faces.drawn_faces(split, **options)
+    return Data(x, y, ("no glasses", "glasses"), attributes)
 
 
 def _mixture(sampler: Callable[..., Any], split: str, **options: Any) -> Data:
@@ -358,6 +363,7 @@ READERS: dict[str, Reader] = {
     "one_dimensional": partial(_mixture, mixtures.one_dimensional),
     "messages": drawn_messages,
     "signs": _signs,
+    "faces": _faces,
     "mnist": partial(_idx, MNIST, tv.MNIST),
     "fashion_mnist": partial(_idx, FASHION_MNIST, tv.FashionMNIST),
     "cifar10": _cifar10,
@@ -381,6 +387,7 @@ OPTIONS = {
     "one_dimensional": ("count", "means", "sds", "weights"),
     "messages": ("count",),
     "signs": ("count", "size"),
+    "faces": ("count", "size"),
     "gtsrb": ("size",),
     "celeba": ("size",),
     "lsun_bedroom": ("size",),
