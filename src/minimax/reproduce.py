@@ -34,7 +34,8 @@ from minimax.attacks import fgsm, input_gradient, lbfgs, pgd
 from minimax.data import Data, Pretrained, load, squeezenet
 from minimax.defenses import adversarial_training
 from minimax.files import write_whole
-from minimax.game import History, minibatches, play
+from minimax.game import History, minibatches, parallel, play
+from minimax.game.player import processes
 from minimax.gans import non_saturating
 from minimax.networks import (
     DCGANDiscriminator,
@@ -207,6 +208,7 @@ def train_dcgan(
     seed: int = 0,
     bf16: bool = True,
     checkpoint: Path | None = None,
+    checkpoint_every: int = 500,
 ) -> tuple[DCGANGenerator, DCGANDiscriminator, History]:
     """Train a DCGAN on ``images``, a tensor (N, channels, size, size) or a data set of such images.
 
@@ -214,35 +216,43 @@ def train_dcgan(
     the moving average of its weights. Under torchrun every process computes its share of each
     batch, and all end with the same weights. Introduced in *DCGAN*.
     """
+    device = parallel.start()
     torch.manual_seed(seed)
     channels = images[0].shape[0]
-    G = DCGANGenerator(size, channels, features, codes)
-    D = DCGANDiscriminator(size, channels, features)
+    G = DCGANGenerator(size, channels, features, codes).to(device)
+    D = DCGANDiscriminator(size, channels, features).to(device)
+    if processes() > 1:
+        parallel.share_statistics(G)
+        parallel.share_statistics(D)
     players = non_saturating(D, G, lr=2e-4, betas=(0.5, 0.999), average=0.999)
     draw = minibatches(images, size=batch, noise=codes)
     history = play(
         players, draw, rounds=rounds, seed=seed, bf16=bf16, channels_last=True,
-        checkpoint=checkpoint,
+        checkpoint=checkpoint, checkpoint_every=checkpoint_every,
     )  # fmt: skip
     history.load(averaged=True)
     return G, D, history
 
 
-def record_dcgan(data: str, rounds: int | None = None) -> None:
-    """Train a DCGAN on ``data`` and record its generator, in half precision."""
+def record_dcgan(data: str, folder: Path = FOLDER, **changed: Any) -> None:
+    """Train a DCGAN on ``data`` and record its generator, in half precision, in ``folder``."""
     began, provenance = time.perf_counter(), _provenance(None)
-    settings = DCGANS[data] | ({} if rounds is None else {"rounds": rounds})
-    kept = Path(tempfile.gettempdir()) / f"minimax-dcgan-{data}"
+    settings = DCGANS[data] | changed
+    key = "-".join(f"{name}{value}" for name, value in settings.items())
+    kept = Path(tempfile.gettempdir()) / f"minimax-dcgan-{data}-{key}"
     G, _, history = train_dcgan(dcgan_images(data), **settings, checkpoint=kept)
-    halves = {name: value.half().contiguous() for name, value in G.state_dict().items()}
-    save_file(halves, FOLDER / f"dcgan_{data}.safetensors")
+    if not parallel.is_first():
+        return
+    halves = {name: value.half().contiguous().cpu() for name, value in G.state_dict().items()}
+    save_file(halves, folder / f"dcgan_{data}.safetensors")
     record = provenance | {
         "seconds": time.perf_counter() - began,
         "seeds": [0],
-        "settings": settings | {"lr": 2e-4, "beta1": 0.5, "average": 0.999, "bf16": True},
-        "last_losses": {name: loss[-100:].mean().item() for name, loss in history.losses.items()},
+        "processes": processes(),
+        "settings": {"lr": 2e-4, "beta1": 0.5, "average": 0.999, "bf16": True} | settings,
+        "losses": {name: loss[-100:].tolist() for name, loss in history.losses.items()},
     }
-    _write(f"dcgan_{data}", record)
+    _write(f"dcgan_{data}", record, folder)
 
 
 def recorded_dcgan(data: str) -> DCGANGenerator:
@@ -331,9 +341,9 @@ def chapters() -> list[str]:
     return re.findall(r"book/(\w+)\.ipynb", toc)
 
 
-def _write(name: str, record: Mapping[str, Any]) -> None:
+def _write(name: str, record: Mapping[str, Any], folder: Path = FOLDER) -> None:
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    write_whole(FOLDER / f"{name}.json", text.encode())
+    write_whole(folder / f"{name}.json", text.encode())
 
 
 def _commit() -> str:
@@ -365,10 +375,19 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--data", choices=list(DCGANS), help="with dcgan: train one on this")
-    parser.add_argument("--rounds", type=int, help="with --data: how long")
+    for name in ("rounds", "batch", "features"):
+        parser.add_argument(f"--{name}", type=int, help="with --data: not the usual number")
+    parser.add_argument("--float32", action="store_true", help="with --data: not bfloat16")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="with --data: where to write")
     arguments = parser.parse_args()
     if arguments.data:
-        record_dcgan(arguments.data, arguments.rounds)
+        given = {name: getattr(arguments, name) for name in ("rounds", "batch", "features")}
+        changed: dict[str, Any] = {
+            name: value for name, value in given.items() if value is not None
+        }
+        if arguments.float32:
+            changed["bf16"] = False
+        record_dcgan(arguments.data, arguments.out, **changed)
     elif arguments.what == "squeezenet":
         record_squeezenet()
     elif arguments.what == "robust_mnist":

@@ -54,10 +54,10 @@ def load(name: str, split: str = "train", **options: Any) -> Any:
 
     Embedded: digits (option ``size``, in pixels), photographs, signs, faces (drawn), ring, grid,
     high_dimensional, one_dimensional, messages. Downloaded through torchvision and kept in the
-    cache: mnist, fashion_mnist, cifar10, svhn, gtsrb, celeba. Only from the folder MINIMAX_DATA: lsun_bedroom,
-    and the local forms cifar10_jpeg, cifar10_lossless, cmu_faces, facades, gtsrb_subset,
-    imagenet_photographs, sms_spam. The result is a ``Data`` with images as float32 in [0, 1] of
-    shape (N, channels, height, width); celeba and lsun_bedroom, too large for memory, are
+    cache: mnist, fashion_mnist, cifar10, svhn, gtsrb, celeba. Only from the folder MINIMAX_DATA:
+    lsun_bedroom, and the local forms cifar10_jpeg, cifar10_lossless, cmu_faces, facades,
+    gtsrb_subset, imagenet_photographs, sms_spam. The result is a ``Data`` with float32 images in
+    [0, 1] of shape (N, channels, height, width); celeba and lsun_bedroom, too large for memory, are
     torchvision's own data sets of such images (option ``size``), and the two with texts are
     ``Messages``. Raises ValueError for an unknown name, split or option; DataError if the data
     can't be had or are damaged. Introduced in *How to use this book*.

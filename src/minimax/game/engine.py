@@ -12,7 +12,8 @@ from torch.func import functional_call, vmap
 
 from minimax.errors import Words, refuse
 from minimax.game.checkpoints import Checkpoint
-from minimax.game.player import Batch, Batches, Player
+from minimax.game.parallel import average, joint_loss
+from minimax.game.player import Batch, Batches, Player, processes
 from minimax.networks import evaluating
 
 State = dict[str, Tensor]
@@ -122,7 +123,7 @@ class Game:
             held = {id(value) for value in Arena([player]).state().values()}
             mine = {name: self.state[name] for name, value in own.items() if id(value) in held}
             self.sides.append(Side(player, mine))
-        objectives = [self._objective(player.loss) for player in players]
+        objectives = [self._objective(player) for player in players]
         self.objectives = [torch.compile(o) for o in objectives] if compile else objectives
         self.turns = max(player.turns for player in players)
 
@@ -140,13 +141,13 @@ class Game:
             for name, flag in self.flags.items()
         }
 
-    def _objective(self, loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Return ``loss`` as a function of the batch; for copies, of the stack of their batches."""
+    def _objective(self, player: Player) -> Callable[..., Tensor]:
+        """Return ``player``'s loss of the batch; for copies, of the stack of their batches."""
         if self.copies is None:
-            return loss
+            return player.loss if processes() == 1 else joint_loss(player)
 
         def one(state: State, batch: Batch) -> Tensor:
-            return functional_call(self.arena, state, (loss, *batch))
+            return functional_call(self.arena, state, (player.loss, *batch))
 
         each = vmap(one, randomness="different")
         return lambda *batch: each(self.state, batch)
@@ -204,7 +205,7 @@ class Game:
                 side.step(loss.sum(), stacked=self.copies is not None)
                 parts.append(loss.detach().float())
             losses.append(torch.stack(parts).mean(0))
-        return torch.stack(losses)
+        return average(torch.stack(losses))
 
     def _described(self, loss: object) -> object:
         if not isinstance(loss, Tensor):
@@ -297,6 +298,9 @@ class Game:
             for key, value in tensors.items():
                 if key.startswith(start):
                     index, slot = key.removeprefix(start).split("/")
+                    weight = side.weights[int(index)]
+                    if value.shape == weight.shape:  # in its layout: fused optimisers need that
+                        value = torch.empty_like(weight).copy_(value)
                     slots.setdefault(int(index), {})[slot] = value
             groups = side.optimiser.state_dict()["param_groups"]
             side.optimiser.load_state_dict({"state": slots, "param_groups": groups})

@@ -13,7 +13,8 @@ from tqdm import tqdm
 from minimax.errors import Words, check_count, refuse
 from minimax.game import checkpoints
 from minimax.game.engine import Captured, Game, State
-from minimax.game.player import Batches, Player
+from minimax.game.parallel import is_first
+from minimax.game.player import Batches, Player, processes
 from minimax.networks import reinitialise
 
 Watch = Mapping[str, Callable[[], Tensor | float]]
@@ -109,6 +110,10 @@ def play(
     ``graph`` captures a round as a CUDA graph and replays it (None: where that is possible; a
     warning says why it is not). Only ``bf16`` changes the results by more than rounding.
 
+    Several processes that torchrun has started, and ``parallel.start`` has joined, play one game
+    together (DistributedDataParallel): ``minibatches`` gives each its share, gradients and losses
+    are averaged, and the first writes the checkpoints, to a folder that all have to see.
+
     Raises ValueError for arguments out of range and for a checkpoint folder of another game,
     NonFiniteLoss once a loss is infinite or NaN. Introduced in *The minimax game*.
     """
@@ -116,6 +121,8 @@ def play(
     for name, count in {"rounds": rounds, "every": every, "checkpoint_every": checkpoint_every,
                         "copies": 1 if copies is None else copies}.items():  # fmt: skip
         check_count(name, count)
+    if copies is not None and processes() > 1:
+        refuse("copies", copies, f"None with {processes()} processes: they play one game")
     if channels_last and copies is not None:
         refuse("channels_last", True, "False with copies: a stack of kernels has no such layout")
     seed = int(torch.randint(2**31, ())) if seed is None else check_count("seed", seed, at_least=0)
@@ -131,8 +138,9 @@ def play(
             record.look(0)
         if graph and not on_cuda:
             warnings.warn("No CUDA graph is captured: the networks lie on the CPU.", stacklevel=2)
-        advance = Captured(game).round if on_cuda and graph is not False else game.round
-        options = {"disable": True} if os.environ.get("CI") else {}
+        alone = processes() == 1  # what several processes tell each other can't be captured
+        advance = Captured(game).round if on_cuda and alone and graph is not False else game.round
+        options = {"disable": True} if os.environ.get("CI") or not is_first() else {}
         bar = tqdm(total=rounds, initial=record.done, delay=2, leave=False, unit="round", **options)
         for now in range(record.done + 1, rounds + 1):
             game.set_rates((now - 1) / rounds)
@@ -143,7 +151,7 @@ def play(
                 record.check(now, folder)
             if looks:
                 record.look(now)
-            if keeps and folder is not None:
+            if keeps and folder is not None and is_first():
                 checkpoints.save(folder, now, game.fingerprint(), game.saved() | record.saved(now))
             bar.update()
         bar.close()

@@ -1,11 +1,14 @@
 """Who plays, and with what: ``Player`` and ``minibatches``."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
+from torch.utils.data import Dataset
 
 from minimax.errors import Words, check_count, check_number, refuse
 
@@ -59,30 +62,58 @@ class Player:
             self.name = own_name.removesuffix("_loss")
 
 
-def minibatches(*tensors: Tensor, size: int, noise: int | None = None) -> Batches:
+def processes() -> int:
+    """Return how many processes play this game together. Introduced in *DCGAN*."""
+    together = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if together else 1
+
+
+def share(batch: Tensor) -> Tensor:
+    """Return the rows of ``batch`` that are this process's: all, unless torchrun started several.
+
+    Raises ValueError if they can't be shared evenly. Introduced in *DCGAN*.
+    """
+    if (several := processes()) == 1:
+        return batch
+    if len(batch) % several:
+        refuse("size", len(batch), f"a multiple of {several}, the number of processes")
+    return batch.chunk(several)[distributed.get_rank()]
+
+
+def minibatches(*data: Tensor | Dataset[Any], size: int, noise: int | None = None) -> Batches:
     """Return a function that draws a batch: ``size`` rows of each tensor, the same rows of all.
 
-    Rows are drawn with replacement. With ``noise``, standard normal numbers of shape (size, noise)
-    come last. The function is given the generator that decides, as ``play`` does it; the batch lies
-    on the generator's device. Raises ValueError if there is nothing to draw, or tensors differ in
-    length. Introduced in *The minimax game*.
+    Rows are drawn with replacement. Data sets that are no tensors are read row by row, by several
+    threads; of a row that is a tuple the first part counts. With ``noise``, standard normal numbers
+    of shape (size, noise) come last. The function is given the generator that decides, as ``play``
+    does it; the batch lies on the generator's device. Several processes that torchrun has started
+    get a share of the batch each. Raises ValueError if there is nothing to draw, or lengths differ.
+    Introduced in *The minimax game*.
     """
     check_count("size", size)
     if noise is not None:
         check_count("noise", noise)
-    lengths = [len(tensor) for tensor in tensors]
+    lengths = [len(part) for part in data]  # type: ignore[arg-type]
     if len(set(lengths)) > 1 or 0 in lengths:
-        refuse("tensors", Words(f"of lengths {lengths}"), "of one length, at least 1")
-    if not tensors and noise is None:
-        refuse("tensors", Words("missing"), "given, or noise has to be")
+        refuse("data", Words(f"of lengths {lengths}"), "of one length, at least 1")
+    if not data and noise is None:
+        refuse("data", Words("missing"), "given, or noise has to be")
 
     def draw(generator: torch.Generator) -> Batch:
         device, batch = generator.device, []
-        if tensors:
+        if data:
             rows = torch.randint(lengths[0], (size,), generator=generator, device=device)
-            batch = [t[rows.to(t.device)].to(device) for t in tensors]
+            batch = [_rows(part, share(rows)).to(device) for part in data]
         if noise is not None:
-            batch.append(torch.randn(size, noise, generator=generator, device=device))
+            batch.append(share(torch.randn(size, noise, generator=generator, device=device)))
         return tuple(batch)
 
     return draw
+
+
+def _rows(data: Tensor | Dataset[Any], rows: Tensor) -> Tensor:
+    if isinstance(data, Tensor):
+        return data[rows.to(data.device)]
+    with ThreadPoolExecutor(8) as threads:
+        read = list(threads.map(data.__getitem__, rows.tolist()))
+    return torch.stack([row[0] if isinstance(row, tuple) else row for row in read])

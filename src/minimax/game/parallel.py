@@ -1,0 +1,96 @@
+"""One game on several processes, started by torchrun: each computes its share of every batch.
+
+All processes draw the same batches from the same seed, so that together they play the game that
+one process would play alone, up to rounding.
+"""
+
+import os
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.parallel import DistributedDataParallel
+
+from minimax.errors import refuse
+from minimax.game.player import Player, processes
+
+
+def start() -> torch.device:
+    """Join the other processes if torchrun started this one; return the device to compute on.
+
+    Processes on GPUs talk by NCCL, others by Gloo. Introduced in *DCGAN*.
+    """
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    cuda = torch.cuda.is_available()
+    if "WORLD_SIZE" in os.environ and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if cuda else "gloo")
+    return torch.device("cuda", local) if cuda else torch.device("cpu")
+
+
+def is_first() -> bool:
+    """Return whether this process writes what all have computed. Introduced in *DCGAN*."""
+    return processes() == 1 or distributed.get_rank() == 0
+
+
+class _Loss(nn.Module):
+    """A player's loss as a module of the player's networks, as DistributedDataParallel wants it."""
+
+    def __init__(self, player: Player) -> None:
+        super().__init__()
+        self.networks, self.loss = nn.ModuleList(player.modules), player.loss  # type: ignore[arg-type]
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        return self.loss(*batch)
+
+
+def joint_loss(player: Player) -> Callable[..., Tensor]:
+    """Return the player's loss, with a gradient that is averaged over all processes."""
+    return DistributedDataParallel(_Loss(player), broadcast_buffers=False)
+
+
+def average(values: Tensor) -> Tensor:
+    """Return the mean of ``values`` over all processes."""
+    if processes() > 1:
+        distributed.all_reduce(values)
+        values = values / processes()
+    return values
+
+
+class SharedBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation by mean and variance over the whole batch, whoever holds its parts.
+
+    torch.nn.SyncBatchNorm does the same, and only on GPUs. Introduced in *DCGAN*.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised maps (N, channels, height, width)."""
+        if not self.training or processes() == 1:
+            return super().forward(x)
+        axes = (0, 2, 3)
+        moments = torch.stack([x.float().mean(axes), x.float().square().mean(axes)])
+        mean, square = all_reduce(moments) / processes()
+        variance = square - mean**2
+        with torch.no_grad():
+            count = x.numel() / x.shape[1] * processes()
+            share = self.momentum or 0.1
+            self.running_mean.lerp_(mean, share)  # type: ignore[union-attr]
+            self.running_var.lerp_(variance * count / (count - 1), share)  # type: ignore[union-attr]
+            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        scale = self.weight / (variance + self.eps).sqrt()
+        shift = self.bias - mean * scale
+        return (x * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+
+
+def share_statistics(network: nn.Module) -> None:
+    """Make the batch normalisations of ``network`` shared ones, in place. Introduced in *DCGAN*.
+
+    Raises ValueError for one that is not two-dimensional.
+    """
+    for part in network.modules():
+        if type(part) is nn.BatchNorm2d:
+            part.__class__ = SharedBatchNorm2d
+        elif isinstance(part, nn.modules.batchnorm._BatchNorm) and not isinstance(
+            part, SharedBatchNorm2d
+        ):
+            refuse("network", type(part).__name__, "without normalisations but BatchNorm2d")
