@@ -259,7 +259,8 @@ def recorded_dcgan(data: str) -> DCGANGenerator:
     """Return the recorded generator of ``data``, in evaluation mode. Introduced in *DCGAN*."""
     weights = tensors(f"dcgan_{data}")
     settings = (run(f"dcgan_{data}") or {})["settings"]
-    channels = weights[list(weights)[-2]].shape[0]
+    last = max(int(name.split(".")[1]) for name in weights)
+    channels = len(weights[f"layers.{last}.bias"])
     G = DCGANGenerator(settings["size"], channels, settings["features"])
     G.load_state_dict({name: value.float() for name, value in weights.items()})
     return G.eval()
