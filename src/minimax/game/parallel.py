@@ -45,12 +45,15 @@ class _Loss(nn.Module):
 
 
 def joint_loss(player: Player) -> Callable[..., Tensor]:
-    """Return the player's loss, with a gradient that is averaged over all processes."""
+    """Return the player's loss, with a gradient averaged over all processes.
+
+    Introduced in *DCGAN*.
+    """
     return DistributedDataParallel(_Loss(player), broadcast_buffers=False)
 
 
 def average(values: Tensor) -> Tensor:
-    """Return the mean of ``values`` over all processes."""
+    """Return the mean of ``values`` over all processes. Introduced in *DCGAN*."""
     if processes() > 1:
         distributed.all_reduce(values)
         values = values / processes()
