@@ -1,5 +1,6 @@
 # make book   executes the chapters at quick scale and renders the HTML into _build/html
-# make test   runs every test (it builds the book first, for the tests that open it in a browser)
+# make test   runs every test, in two processes (it builds the book first, for the tests that open
+#             it in a browser)
 # make sync   brings each notebook in line with its text source
 # make outputs  renews the stored outputs that the tests compare
 # make repository URL=https://github.com/OWNER/NAME   sets the address behind the launch buttons
@@ -17,7 +18,7 @@ book: .venv/ready
 	@echo "Open _build/html/index.html"
 
 test: book
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 sync: .venv/ready
 	$(BIN)/python book/_tools/sync.py
