@@ -1,9 +1,22 @@
 """Scores of samples against closed forms."""
 
+import math
+
 import pytest
 import torch
 
-from minimax.coverage import frechet_distance, inception_score, precision_recall
+from minimax.coverage import (
+    PERFECT_QUALITY,
+    batched_lbfgs,
+    frechet_distance,
+    inception_score,
+    mode_scores,
+    nearest_codes,
+    precision_recall,
+    reverse_kl,
+    reverse_kl_floor,
+)
+from minimax.data import load
 
 
 def test_sure_and_even_predictions_score_the_number_of_classes():
@@ -75,3 +88,99 @@ def test_a_collapsed_sample_is_precise_and_covers_little():
 def test_nonsense_is_refused_in_a_sentence(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize(("name", "modes"), [("ring", 8), ("grid", 25)])
+def test_perfect_samples_have_the_quality_of_the_closed_form_and_the_floor_of_kl(name, modes):
+    data = load(name, count=50_000)
+    centres, sd = data.extras["centres"], data.extras["sd"][0, 0].item()
+    scores = mode_scores(data.x, centres, sd)
+    assert scores.modes == modes == len(centres)
+    assert scores.quality == pytest.approx(PERFECT_QUALITY, abs=0.002)
+    assert pytest.approx(0.98889, abs=1e-5) == PERFECT_QUALITY
+    floor = reverse_kl_floor(modes, 50_000)
+    assert scores.reverse_kl < 4 * floor
+    box = mode_scores(data.x, centres, sd, box=True)
+    assert box.quality == pytest.approx(math.erf(3 / math.sqrt(2)) ** 2, abs=0.002)
+
+
+def test_the_ring_has_exactly_eight_modes_and_the_public_one_seven():
+    ring = load("ring", count=100).extras["centres"]
+    assert len(torch.unique(ring.round(decimals=4), dim=0)) == 8
+    angles = torch.linspace(0, 2 * math.pi, 8)  # the end is the start again
+    theirs = torch.stack([angles.cos(), angles.sin()], 1)
+    assert len(torch.unique(theirs.round(decimals=4), dim=0)) == 7
+    with pytest.raises(ValueError, match="two that coincide"):
+        mode_scores(theirs, theirs, 0.01)
+
+
+def test_modes_quality_and_divergence_by_hand():
+    centres = torch.tensor([[0.0, 0], [10, 0], [0, 10], [10, 10]])
+    samples = torch.tensor([[0.0, 0], [2, 0], [10, 2.9], [5, 5], [0, 13.1], [10, 0]])
+    scores = mode_scores(samples, centres, sd=1.0)
+    assert scores.modes == 2  # 3 sd is too far, and (0, 13.1) is farther
+    assert scores.quality == pytest.approx(4 / 6)
+    assert scores.reverse_kl == pytest.approx(math.log(4) - math.log(2))
+    nothing = mode_scores(samples + 100, centres, sd=1.0)
+    assert nothing == (0, 0.0, math.log(4))
+    with pytest.raises(ValueError, match=r"\(6, 2\) and \(4, 3\)"):
+        mode_scores(samples, torch.zeros(4, 3), 1.0)
+
+
+@pytest.mark.parametrize(("modes", "samples"), [(8, 2_500), (25, 2_500), (1000, 26_000)])
+def test_the_floor_of_reverse_kl_is_what_exact_draws_give(modes, samples):
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randint(modes, (100, samples), generator=generator)
+    mean = sum(reverse_kl(row.bincount(minlength=modes)) for row in draws) / len(draws)
+    assert mean == pytest.approx(reverse_kl_floor(modes, samples), rel=0.15)
+
+
+def test_reverse_kl_of_one_mode_is_log_k_and_of_none_an_error():
+    assert reverse_kl(torch.tensor([0, 7, 0])) == pytest.approx(math.log(3))
+    assert reverse_kl(torch.tensor([2, 2])) == pytest.approx(0, abs=1e-12)
+    with pytest.raises(ValueError, match="counts"):
+        reverse_kl(torch.zeros(3))
+
+
+def test_batched_lbfgs_solves_each_row_by_itself():
+    scales = torch.tensor([[1.0, 100.0], [3.0, 0.01], [1.0, 1.0]])
+    goals = torch.tensor([[1.0, -2.0], [5.0, 30.0], [0.0, 0.0]])
+
+    def loss(x):
+        return (scales * (x - goals).square()).sum(1)
+
+    x, value = batched_lbfgs(loss, torch.zeros(3, 2), steps=40)
+    assert torch.allclose(x, goals, atol=1e-2)
+    assert torch.allclose(value, loss(x), atol=1e-6)
+    alone, _ = batched_lbfgs(lambda x: loss(x.expand(3, 2))[:1], torch.zeros(1, 2), steps=40)
+    assert torch.allclose(alone[0], x[0], atol=1e-4)
+
+
+def test_batched_lbfgs_on_rosenbrock_is_as_good_as_scipy():
+    from scipy.optimize import minimize, rosen, rosen_der
+
+    starts = torch.randn(20, 4, generator=torch.Generator().manual_seed(0)).double()
+
+    def loss(x):
+        return (100 * (x[:, 1:] - x[:, :-1] ** 2) ** 2 + (1 - x[:, :-1]) ** 2).sum(1)
+
+    _, ours = batched_lbfgs(loss, starts, steps=100)
+    options = {"maxiter": 100}
+    theirs = [
+        minimize(rosen, start.numpy(), jac=rosen_der, method="L-BFGS-B", options=options).fun
+        for start in starts
+    ]
+    solved = [sum(value < 1e-4 for value in values) for values in (ours, theirs)]
+    assert solved[0] >= solved[1] - 2
+    assert (ours <= loss(starts)).all()
+
+
+def test_nearest_codes_find_the_codes_of_generated_images():
+    torch.manual_seed(0)
+    G = torch.nn.Sequential(torch.nn.Linear(3, 32), torch.nn.Tanh(), torch.nn.Linear(32, 20))
+    images = G(torch.randn(6, 3)).detach()
+    codes, errors = nearest_codes(G, images, codes=3, restarts=3, steps=100)
+    assert errors.max() < 1e-4
+    assert torch.allclose((G(codes) - images).square().mean(1), errors, atol=1e-7)
+    _, one = nearest_codes(G, images + 1, codes=3, restarts=1, steps=5)
+    assert one.min() > 0.1

@@ -3,10 +3,16 @@
 Features are rows (N, d) of a classifier of the book's own; probabilities are its (N, classes).
 """
 
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from minimax.errors import Words, check_count, refuse
+from minimax.errors import Words, check_count, check_number, refuse
+
+PERFECT_QUALITY = 1 - math.exp(-4.5)  # share of a normal distribution in the plane within 3 sd
 
 
 def inception_score(probabilities: Tensor, splits: int = 10) -> tuple[float, float]:
@@ -58,6 +64,146 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
         return (torch.cdist(points, others) <= radius).any(1).float().mean().item()
 
     return covered(fake, real), covered(real, fake)
+
+
+class ModeScores(NamedTuple):
+    """How samples cover the modes of a mixture; see ``mode_scores``. Introduced in *Mode collapse*.
+
+    ``modes`` are captured, ``quality`` is the share of good samples, ``reverse_kl`` the divergence
+    of their histogram over modes from the uniform one, in nats.
+    """
+
+    modes: int
+    quality: float
+    reverse_kl: float
+
+
+def mode_scores(
+    samples: Tensor, centres: Tensor, sd: float, within: float = 3.0, *, box: bool = False
+) -> ModeScores:
+    """Return how ``samples`` (N, d) cover the modes with ``centres`` (K, d) and deviation ``sd``.
+
+    A sample is good if it is less than ``within`` · ``sd`` from the nearest centre, and a mode is
+    captured if a good sample is nearest to it: Srivastava et al. (2017), section 4.1, and Lin et
+    al. (2018), section 4.1. Perfect samples in the plane have a quality of 98.89 %, not 100 %. With
+    ``box`` the rule holds for each axis by itself, as in some public code (99.46 %). Without a good
+    sample the divergence is its greatest value, log K. Raises ValueError for shapes that don't fit
+    and for centres that coincide. Introduced in *Mode collapse*.
+    """
+    if samples.dim() != 2 or centres.dim() != 2 or samples.shape[1] != centres.shape[1]:
+        got = Words(f"of shapes {tuple(samples.shape)} and {tuple(centres.shape)}")
+        refuse("(samples, centres)", got, "of shapes (N, d) and (K, d)")
+    check_number("sd", sd)
+    if len(centres) > 1 and torch.pdist(centres).min() < sd / 100:
+        refuse("centres", Words("with two that coincide"), "distinct, or modes can't be counted")
+    nearest = torch.cdist(samples, centres).argmin(1)
+    offset = (samples - centres[nearest]).abs()
+    distance = offset.amax(1) if box else offset.norm(dim=1)
+    good = distance < within * sd
+    counts = nearest[good].bincount(minlength=len(centres))
+    divergence = reverse_kl(counts) if good.any() else math.log(len(centres))
+    return ModeScores(int((counts > 0).sum()), good.float().mean().item(), divergence)
+
+
+def reverse_kl(counts: Tensor) -> float:
+    """Return KL(q ‖ uniform) in nats, where q are the shares of ``counts`` (K,).
+
+    The literature calls it reverse KL. Even exactly uniform sampling has more than 0: see
+    ``reverse_kl_floor``. Raises ValueError if nothing was counted. Introduced in *Mode collapse*.
+    """
+    if counts.sum() <= 0:
+        refuse("counts", Words("without a sample"), "of at least one sample")
+    share = counts.double() / counts.sum()
+    return (torch.special.entr(share).sum().neg() + math.log(len(counts))).clamp(min=0).item()
+
+
+def reverse_kl_floor(modes: int, samples: int) -> float:
+    """Return what ``reverse_kl`` gives on average for ``samples`` exact draws: (K − 1) / 2N nats.
+
+    The leading term of the bias of a histogram's entropy (Miller 1955). Introduced in *Mode
+    collapse*.
+    """
+    return (check_count("modes", modes) - 1) / (2 * check_count("samples", samples))
+
+
+def nearest_codes(
+    G: Callable[[Tensor], Tensor], images: Tensor, codes: int, restarts: int = 3, steps: int = 50
+) -> tuple[Tensor, Tensor]:
+    """Return the codes z (N, codes) whose G(z) is nearest to ``images``, and the errors (N,).
+
+    Inference via optimisation (Metz et al. 2017, section 3.4.1; Srivastava et al. 2017): L-BFGS on
+    the mean squared error over pixels, from ``restarts`` random codes each, of which the best is
+    kept. All images move together, each with its own history and step length. G has to be in
+    evaluation mode. Raises ValueError for counts below 1. Introduced in *Mode collapse*.
+    """
+    for name, count in (("codes", codes), ("restarts", restarts), ("steps", steps)):
+        check_count(name, count)
+    best, error = torch.zeros(len(images), codes), torch.full((len(images),), math.inf)
+
+    def errors(z: Tensor) -> Tensor:
+        return (G(z) - images).flatten(1).square().mean(1)
+
+    for _ in range(restarts):
+        z, reached = batched_lbfgs(errors, torch.randn(len(images), codes), steps)
+        better = reached < error
+        best[better], error[better] = z[better], reached[better]
+    return best, error
+
+
+def batched_lbfgs(
+    loss: Callable[[Tensor], Tensor], start: Tensor, steps: int, memory: int = 10
+) -> tuple[Tensor, Tensor]:
+    """Return minimisers (N, d) of N separate functions, from ``start`` (N, d), and values (N,).
+
+    ``loss`` maps (N, d) to (N,), row by row. L-BFGS with ``memory`` pairs (Nocedal and Wright 2006,
+    algorithm 7.4), each row with its own backtracking line search; no step raises a value.
+    Introduced in *Mode collapse*.
+    """
+
+    def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            value = loss(x)
+            (slope,) = torch.autograd.grad(value.sum(), x)
+        return value.detach(), slope
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).sum(1, keepdim=True)
+
+    x, pairs = start.detach(), []  # type: Tensor, list[tuple[Tensor, Tensor, Tensor]]
+    value, slope = evaluate(x)
+    for _ in range(check_count("steps", steps)):
+        direction, shares = slope, []
+        for s, y, rho in reversed(pairs):
+            shares.append(rho * dot(s, direction))
+            direction = direction - shares[-1] * y
+        if pairs:
+            s, y, _ = pairs[-1]
+            direction = direction * (dot(s, y) / dot(y, y).clamp(min=1e-20)).clamp(min=1e-8)
+        else:
+            direction = direction / slope.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        for (s, y, rho), share in zip(pairs, reversed(shares), strict=True):
+            direction = direction + s * (share - rho * dot(y, direction))
+        downhill = dot(direction, slope)
+        direction = torch.where(downhill > 0, direction, slope)  # else start again from the slope
+        downhill = dot(direction, slope)
+        length = torch.ones_like(downhill)
+        for _ in range(20):
+            new_value, new_slope = evaluate(x - length * direction)
+            enough = value - 1e-4 * (length * downhill).squeeze(1)
+            short_of = ~(new_value <= enough)  # so that NaN is short of it too
+            if not short_of.any():
+                break
+            length = torch.where(short_of[:, None], length / 2, length)
+        moved = ~short_of[:, None]
+        s = torch.where(moved, -length * direction, 0.0)
+        y = torch.where(moved, new_slope - slope, 0.0)
+        curved = dot(s, y)
+        rho = torch.where(curved > 1e-10, 1 / curved.clamp(min=1e-10), 0.0)
+        pairs = [*pairs, (s, y, rho)][-memory:]
+        x, slope = x + s, torch.where(moved, new_slope, slope)
+        value = torch.where(short_of, value, new_value)
+    return x, value
 
 
 def _check_pair(one: Tensor, two: Tensor, least: int) -> None:

@@ -5,11 +5,16 @@ like the equations beside them in the chapters. D gives logits, one per sample, 
 probability "real" is its sigmoid σ(D), and −log σ(t) = softplus(−t).
 """
 
+import math
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call, grad
 from torch.nn.functional import softplus
 
+from minimax.errors import Words, check_count, check_number, refuse
 from minimax.game import Player
 
 
@@ -44,3 +49,218 @@ def non_saturating(D: nn.Module, G: nn.Module, **options: Any) -> list[Player]:
         return softplus(-D(G(noise))).mean()
 
     return [Player(D, discriminator_loss, **options), Player(G, generator_loss, **options)]
+
+
+class Packed(nn.Module):
+    """A discriminator that judges ``pack`` samples at a time, all real or all generated.
+
+    Lin et al. (2018), section 3: PacGAN. (N, features) becomes (N / pack, pack · features), and
+    images are stacked as channels; D has to take that many. Raises ValueError for a batch that
+    can't be packed evenly. Introduced in *Mode collapse*.
+    """
+
+    def __init__(self, D: nn.Module, pack: int) -> None:
+        super().__init__()
+        self.D, self.pack = D, check_count("pack", pack)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return one logit for each pack of samples."""
+        if len(x) % self.pack:
+            refuse("the batch", Words(f"of {len(x)} samples"), f"a multiple of {self.pack}")
+        return self.D(x.reshape(len(x) // self.pack, self.pack * x.shape[1], *x.shape[2:]))
+
+
+def squared_slope(D: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return ‖∇ₓD(x)‖² for each sample, (N,); weights of D get their gradient through it.
+
+    The mean over data is R1, over generated samples R2 (Mescheder et al. 2018, section 4.1). D must
+    judge each sample by itself. Introduced in *Mode collapse*.
+    """
+    return grad(lambda x: D(x).sum())(x).flatten(1).square().sum(1)
+
+
+def relativistic(D: nn.Module, G: nn.Module, gamma: float = 0.1, **options: Any) -> list[Player]:
+    """Return the players of the relativistic pairing game with zero-centred penalties.
+
+    Huang et al. (2024), equations 2 and 5 (R3GAN): D widens D(x) − D(G(z)), G narrows it, and D
+    pays γ/2 for its squared slope at data (R1) and at samples (R2). A batch is (real, noise).
+    Raises ValueError for a negative ``gamma``. Introduced in *Mode collapse*.
+    """
+    check_number("gamma", gamma)
+
+    def discriminator_loss(real: Tensor, noise: Tensor) -> Tensor:
+        fake = G(noise).detach()
+        slopes = squared_slope(D, real) + squared_slope(D, fake)
+        return softplus(D(fake) - D(real)).mean() + gamma / 2 * slopes.mean()
+
+    def generator_loss(real: Tensor, noise: Tensor) -> Tensor:
+        return softplus(D(real) - D(G(noise))).mean()
+
+    return [Player(D, discriminator_loss, **options), Player(G, generator_loss, **options)]
+
+
+def wasserstein(
+    D: nn.Module, G: nn.Module, penalty: float = 10.0, turns: int = 5, **options: Any
+) -> list[Player]:
+    """Return the players of the Wasserstein game with gradient penalty (WGAN-GP).
+
+    Gulrajani et al. (2017), equation 3: D is a critic that moves ``turns`` times a round and pays
+    ``penalty`` for slopes other than 1 between data and samples. A batch is (real, noise). Raises
+    ValueError for arguments out of range. Introduced in *Mode collapse*.
+    """
+    check_number("penalty", penalty)
+
+    def discriminator_loss(real: Tensor, noise: Tensor) -> Tensor:
+        fake = G(noise).detach()
+        share = torch.rand(len(real), *[1] * (real.dim() - 1), device=real.device)
+        slope = (squared_slope(D, share * real + (1 - share) * fake) + 1e-12).sqrt()
+        return D(fake).mean() - D(real).mean() + penalty * (slope - 1).square().mean()
+
+    def generator_loss(real: Tensor, noise: Tensor) -> Tensor:
+        return -D(G(noise)).mean()
+
+    critic = Player(D, discriminator_loss, turns=turns, **options)
+    return [critic, Player(G, generator_loss, **options)]
+
+
+def unrolled(
+    D: nn.Module, G: nn.Module, steps: int = 5, rate: float = 0.1, **options: Any
+) -> list[Player]:
+    """Return the players of the unrolled game: G looks ``steps`` steps of D ahead.
+
+    Metz et al. (2017), equations 7 to 9: G maximises the loss that D would have after ``steps``
+    steps of gradient descent of length ``rate`` on this batch, and its gradient runs through them.
+    With 0 steps it is ``minimax``. A batch is (real, noise). Raises ValueError for arguments out of
+    range. Introduced in *Mode collapse*.
+    """
+    check_count("steps", steps, at_least=0)
+    check_number("rate", rate)
+
+    def discriminator_loss(real: Tensor, noise: Tensor) -> Tensor:
+        return softplus(-D(real)).mean() + softplus(D(G(noise))).mean()
+
+    def generator_loss(real: Tensor, noise: Tensor) -> Tensor:
+        fake = G(noise)
+        weights: dict[str, Tensor] = dict(D.named_parameters())
+
+        def loss_with(weights: dict[str, Tensor]) -> Tensor:
+            at_real, at_fake = (functional_call(D, weights, x) for x in (real, fake))
+            return softplus(-at_real).mean() + softplus(at_fake).mean()
+
+        for _ in range(steps):
+            slopes = grad(loss_with)(weights)
+            weights = {name: w - rate * slopes[name] for name, w in weights.items()}
+        return -loss_with(weights)
+
+    return [Player(D, discriminator_loss, **options), Player(G, generator_loss, **options)]
+
+
+def _pair(x: Tensor, z: Tensor) -> Tensor:
+    return torch.cat([x, z], 1)
+
+
+def ali(D: nn.Module, G: nn.Module, F: nn.Module, **options: Any) -> list[Player]:
+    """Return the players of adversarially learned inference (BiGAN is the same with a plain F).
+
+    Dumoulin et al. (2017), equation 2; Donahue et al. (2017): D tells pairs (x, F(x)) from pairs
+    (G(z), z), joined to (N, features + codes); G and F are one player that swaps them. F is given
+    (x, ε), as many normal numbers as codes, if it is stochastic: wrap it. A batch is (real, noise)
+    of vectors. Introduced in *Mode collapse*.
+    """
+
+    def discriminator_loss(real: Tensor, noise: Tensor) -> Tensor:
+        at_data, at_samples = D(_pair(real, F(real))), D(_pair(G(noise), noise))
+        return softplus(-at_data).mean() + softplus(at_samples).mean()
+
+    def generator_loss(real: Tensor, noise: Tensor) -> Tensor:
+        at_data, at_samples = D(_pair(real, F(real))), D(_pair(G(noise), noise))
+        return softplus(at_data).mean() + softplus(-at_samples).mean()
+
+    return [Player(D, discriminator_loss, **options), Player([G, F], generator_loss, **options)]
+
+
+def veegan(D: nn.Module, G: nn.Module, F: nn.Module, **options: Any) -> list[Player]:
+    """Return the players of VEEGAN, in which a reconstructor F maps samples back to their codes.
+
+    Srivastava et al. (2017), algorithm 1: D estimates log p(G(z), z) / q(x, F(x)); F minimises
+    ‖z − F(G(z))‖² alone, G that plus D at its samples. The distance is a mean over codes. A batch
+    is (real, noise) of vectors. Introduced in *Mode collapse*.
+    """
+
+    def discriminator_loss(real: Tensor, noise: Tensor) -> Tensor:
+        at_samples, at_data = D(_pair(G(noise), noise)), D(_pair(real, F(real)))
+        return softplus(-at_samples).mean() + softplus(at_data).mean()
+
+    def reconstructor_loss(real: Tensor, noise: Tensor) -> Tensor:
+        return (noise - F(G(noise))).square().mean()
+
+    def generator_loss(real: Tensor, noise: Tensor) -> Tensor:
+        fake = G(noise)
+        return D(_pair(fake, noise)).mean() + (noise - F(fake)).square().mean()
+
+    return [
+        Player(D, discriminator_loss, **options),
+        Player(F, reconstructor_loss, **options),
+        Player(G, generator_loss, **options),
+    ]
+
+
+def lfvi(D: nn.Module, G: nn.Module, F: nn.Module, **options: Any) -> list[Player]:
+    """Return the players of likelihood-free variational inference, with a generator as the model.
+
+    Tran et al. (2017), equations 4 to 6: D estimates the log-ratio of pairs (x, F(x)) to pairs
+    (G(z), z) and thereby the ELBO; F maximises the ELBO, that is, it minimises D at data. D's value
+    at data has no gradient for G, which lowers the reverse divergence, −D at its samples. A batch
+    is (real, noise) of vectors. Introduced in *Mode collapse*.
+    """
+
+    def discriminator_loss(real: Tensor, noise: Tensor) -> Tensor:
+        at_data, at_samples = D(_pair(real, F(real))), D(_pair(G(noise), noise))
+        return softplus(-at_data).mean() + softplus(at_samples).mean()
+
+    def inference_loss(real: Tensor, noise: Tensor) -> Tensor:
+        return D(_pair(real, F(real))).mean()
+
+    def generator_loss(real: Tensor, noise: Tensor) -> Tensor:
+        return -D(_pair(G(noise), noise)).mean()
+
+    return [
+        Player(D, discriminator_loss, **options),
+        Player(F, inference_loss, **options),
+        Player(G, generator_loss, **options),
+    ]
+
+
+def mutual_information(T: nn.Module, x: Tensor, z: Tensor) -> Tensor:
+    """Return the Donsker–Varadhan bound on the mutual information of x and z, in nats.
+
+    Belghazi et al. (2018), equation 10: E T(x, z) − log E exp T(x, z′), z′ from other rows; T takes
+    pairs joined to (N, features + codes). Introduced in *Mode collapse*.
+    """
+    together, apart = T(_pair(x, z)), T(_pair(x, z.roll(1, 0)))
+    return together.mean() - (apart.flatten().logsumexp(0) - math.log(apart.numel()))
+
+
+def informative(
+    D: nn.Module, G: nn.Module, T: nn.Module, beta: float = 0.1, **options: Any
+) -> list[Player]:
+    """Return the players of a GAN whose samples have to tell their codes (GAN + MINE).
+
+    Belghazi et al. (2018), section 5.1: G's non-saturating loss minus ``beta`` times the mutual
+    information of G(z) and z, which a third player T estimates. A batch is (real, noise) of
+    vectors. Raises ValueError for a negative ``beta``. Introduced in *Mode collapse*.
+    """
+    check_number("beta", beta)
+    discriminator, generator = non_saturating(D, G, **options)
+
+    def information_loss(real: Tensor, noise: Tensor) -> Tensor:
+        return -mutual_information(T, G(noise), noise)
+
+    def generator_loss(real: Tensor, noise: Tensor) -> Tensor:
+        return generator.loss(real, noise) - beta * mutual_information(T, G(noise), noise)
+
+    return [
+        discriminator,
+        Player(T, information_loss, **options),
+        Player(G, generator_loss, **options),
+    ]
