@@ -1,5 +1,6 @@
 import pytest
 import torch
+from sklearn.linear_model import Ridge
 
 from minimax.data import Data, load, names
 from minimax.data.messages import TOPICS
@@ -121,3 +122,60 @@ def test_bad_arguments_get_one_clear_sentence(arguments, options, message):
 def test_names_are_all_documented():
     for name in names():
         assert name in load.__doc__
+
+
+def test_faces_have_the_attributes_that_they_are_drawn_with():
+    faces, unseen = load("faces", count=40), load("faces", split="test", count=40)
+    assert faces.x.shape == (40, 3, 32, 32) and faces.x.min() >= 0 and faces.x.max() <= 1
+    assert torch.equal(faces.y, faces.extras["glasses"].long())
+    assert not torch.equal(faces.x, unseen.x)
+    dark = (faces.x.amax(1) < 0.12).flatten(1).float().mean(1)  # glasses are nearly black
+    assert dark[faces.y == 1].min() > dark[faces.y == 0].median()
+    yaw, look = faces.extras["yaw"], faces.extras["look"]
+    assert torch.equal(yaw.div(0.6).round().long(), look)
+
+
+def test_scenes_are_painted_by_their_label_maps():
+    scenes = load("scenes", count=50)
+    assert scenes.x.shape == (50, 3, 32, 32) and scenes.y.shape == (50, 32, 32)
+    assert scenes.x.min() >= 0 and scenes.x.max() <= 1
+    assert [name for name in scenes.classes if (scenes.y == scenes.classes.index(name)).any()] == [
+        *scenes.classes
+    ]
+    _, green, blue = scenes.x.unbind(1)
+    for name, brightest in (("sky", blue), ("grass", green), ("window", blue)):
+        mask = scenes.y == scenes.classes.index(name)
+        assert (brightest == scenes.x.amax(1))[mask].float().mean() > 0.95, name
+    again = load("scenes", count=50)
+    assert torch.equal(scenes.x, again.x) and torch.equal(scenes.y, again.y)
+    assert load("scenes", count=2, size=64).x.shape == (2, 3, 64, 64)
+
+
+def test_one_label_map_has_many_pictures():
+    """Colours are drawn by lot: given the map, walls still differ in colour from house to house."""
+    scenes = load("scenes", count=200)
+    wall = (scenes.y == scenes.classes.index("wall"))[:, None]
+    mean = (scenes.x * wall).sum((2, 3)) / wall.sum((2, 3))
+    assert mean.std(0).min() > 0.05
+
+
+@pytest.mark.parametrize("style", ["synthetic", "real"])
+def test_eyes_look_where_their_gaze_says(style):
+    eyes = load("eyes", count=1500, style=style)
+    gaze = eyes.extras["gaze"]
+    assert eyes.x.shape == (1500, 1, 24, 40) and eyes.x.min() >= 0 and eyes.x.max() <= 1
+    assert eyes.y.unique().tolist() == [["synthetic", "real"].index(style)]
+    assert gaze[:, 0].abs().max() <= 25 and gaze[:, 1].abs().max() <= 18
+    pixels = eyes.x.flatten(1)
+    linear = Ridge(10.0).fit(pixels[:1000], gaze[:1000])
+    assert linear.score(pixels[1000:], gaze[1000:]) > 0.8
+
+
+def test_the_two_styles_of_eyes_differ_in_texture_and_gaze():
+    synthetic, real = load("eyes", count=50), load("eyes", count=50, style="real")
+    corner = (slice(None), 0, slice(0, 4), slice(0, 6))
+    assert synthetic.x[corner].flatten(1).std(1).max() < 0.02
+    assert real.x[corner].flatten(1).std(1).min() > 0.01
+    assert not torch.equal(synthetic.extras["gaze"], real.extras["gaze"])
+    with pytest.raises(ValueError, match=r"style.*synthetic"):
+        load("eyes", style="photograph")

@@ -15,6 +15,7 @@ from minimax.gans import (
     minimax,
     mutual_information,
     non_saturating,
+    pix2pix,
     relativistic,
     squared_slope,
     unrolled,
@@ -235,3 +236,16 @@ def test_every_objective_is_played_alone_packed_and_by_copies(objective, pack):
     z = torch.randn(4, 2)
     first, second = stacked.each(lambda: G(z))
     assert not torch.equal(first, second)
+
+
+def test_pix2pix_adds_the_mean_absolute_error():
+    x, y = torch.rand(4, 2, 8, 8), torch.rand(4, 3, 8, 8)
+    G, D = nn.Conv2d(2, 3, 1), nn.Conv2d(5, 1, 3)
+    error = (G(x) - y).abs().mean()
+    fooled = nn.functional.softplus(-D(torch.cat([x, G(x)], 1))).mean()
+    _, generator = pix2pix(D, G, weight=7.0)
+    assert torch.allclose(generator.loss(x, y), fooled + 7 * error)
+    (alone,) = pix2pix(D, G, adversarial=False)
+    assert torch.allclose(alone.loss(x, y), error) and alone.modules == [G]
+    with pytest.raises(ValueError, match="weight is -1"):
+        pix2pix(D, G, weight=-1.0)

@@ -5,6 +5,8 @@ from torch import nn
 from minimax.networks import (
     Maxout,
     Normalise,
+    PatchDiscriminator,
+    UNet,
     accuracy,
     evaluating,
     maxout_network,
@@ -79,3 +81,32 @@ def test_evaluating_gives_each_part_its_mode_back():
     with evaluating(model):
         assert not model.training and not model[0].training
     assert model.training and model[0].training and not model[1].training
+
+
+@pytest.mark.parametrize("skips", [True, False])
+def test_a_unet_keeps_the_side_and_knows_the_place_only_by_its_skips(skips):
+    network = UNet(7, 3, features=8, depth=3, skips=skips).eval()
+    x = torch.rand(2, 7, 32, 32)
+    y = network(x)
+    assert y.shape == (2, 3, 32, 32) and y.min() >= 0 and y.max() <= 1
+    channels = [part[0].in_channels for part in network.up]
+    assert channels == ([32, 32, 16] if skips else [32, 16, 8])
+    assert network(torch.rand(1, 7, 64, 64)).shape == (1, 3, 64, 64)
+
+
+def test_dropout_is_a_unets_only_noise():
+    network, x = UNet(1, 1, features=4, depth=3), torch.rand(4, 1, 16, 16)
+    assert not torch.equal(network(x), network(x))
+    network.eval()
+    assert torch.equal(network(x), network(x))
+
+
+@pytest.mark.parametrize(("stages", "wide"), [(1, 10), (2, 22), (3, 46)])
+def test_a_patch_logit_sees_only_its_patch(stages, wide):
+    D = PatchDiscriminator(1, features=4, stages=stages).eval()
+    x = torch.rand(1, 1, 96, 96, requires_grad=True)
+    logits = D(x)[0]
+    side = round(len(logits) ** 0.5)
+    (slope,) = torch.autograd.grad(logits[side // 2 * side + side // 2], x)
+    seen = slope[0, 0].abs() > 0
+    assert seen.any(0).sum() == wide and seen.any(1).sum() == wide

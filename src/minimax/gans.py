@@ -264,3 +264,31 @@ def informative(
         Player(T, information_loss, **options),
         Player(G, generator_loss, **options),
     ]
+
+
+def pix2pix(
+    D: nn.Module, G: nn.Module, weight: float = 100.0, *, adversarial: bool = True, **options: Any
+) -> list[Player]:
+    """Return the players of image-to-image translation with pairs.
+
+    Isola et al. (2017), equation 4: D judges (x, y) and (x, G(x)), joined as channels; G minimises
+    its non-saturating loss plus ``weight`` times the mean absolute error. Without ``adversarial``
+    only G plays, for the error. A batch is (x, y), two stacks of images. Raises ValueError for a
+    negative weight. Introduced in *Applications*.
+    """
+    check_number("weight", weight)
+
+    def discriminator_loss(x: Tensor, y: Tensor) -> Tensor:
+        real, fake = D(_pair(x, y)), D(_pair(x, G(x).detach()))
+        return softplus(-real).mean() + softplus(fake).mean()
+
+    def generator_loss(x: Tensor, y: Tensor) -> Tensor:
+        made = G(x)
+        return softplus(-D(_pair(x, made))).mean() + weight * (made - y).abs().mean()
+
+    def absolute_error_loss(x: Tensor, y: Tensor) -> Tensor:
+        return (G(x) - y).abs().mean()
+
+    if not adversarial:
+        return [Player(G, absolute_error_loss, **options)]
+    return [Player(D, discriminator_loss, **options), Player(G, generator_loss, **options)]

@@ -346,3 +346,81 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     Introduced in *Adversarial examples*.
     """
     return (predict(model, x).argmax(1) == y).float().mean().item()
+
+
+class UNet(nn.Module):
+    """An image from an image: (N, ``channels``, size, size) to (N, ``colours``, size, size).
+
+    Isola et al. (2017), appendix 6.1: strided convolutions down to a side of size / 2^``depth`` and
+    back, each map joined to the one of the same size on the way down (without ``skips``: not). The
+    only noise is dropout in the inner half of the way up. The output is in [0, 1]. Introduced in
+    *Applications*.
+    """
+
+    def __init__(
+        self, channels: int, colours: int = 3, features: int = 32, depth: int = 3, *,
+        skips: bool = True, dropout: float = 0.5,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        wide = [features * 2**level for level in range(check_count("depth", depth))]
+        self.skips = skips
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        for inputs, outputs in pairwise([channels, *wide]):
+            layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1)]
+            if len(self.down) > 0:
+                layers.append(nn.BatchNorm2d(outputs))
+            self.down.append(nn.Sequential(*layers, LEAKY_RELU()))
+        for inputs, outputs in pairwise([*reversed(wide), colours]):
+            joined = inputs * (2 if skips and len(self.up) > 0 else 1)
+            layers = [nn.ConvTranspose2d(joined, outputs, 4, stride=2, padding=1)]
+            if len(self.up) < depth - 1:
+                layers += [nn.BatchNorm2d(outputs), nn.ReLU()]
+            if len(self.up) < depth // 2:
+                layers.append(nn.Dropout(dropout))
+            self.up.append(nn.Sequential(*layers))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all weights from N(0, 0.02²), gains from N(1, 0.02²); biases are 0."""
+        _normal_weights(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the image that belongs to ``x``."""
+        on_the_way = []
+        for stage in self.down:
+            x = stage(x)
+            on_the_way.append(x)
+        for level, stage in enumerate(self.up):
+            if self.skips and level > 0:
+                x = torch.cat([x, on_the_way[-1 - level]], 1)
+            x = stage(x)
+        return x.sigmoid()
+
+
+class PatchDiscriminator(nn.Module):
+    """Logits of "real" for each patch of an image: (N, channels, size, size) to (N, patches).
+
+    Isola et al. (2017), section 3.2.2: a convolutional network whose outputs each see a part only,
+    with ``stages`` strided convolutions 10, 22 or 46 pixels wide for 1, 2 or 3. Introduced in
+    *Applications*.
+    """
+
+    def __init__(self, channels: int, features: int = 32, stages: int = 2) -> None:
+        super().__init__()
+        wide = [features * 2**stage for stage in range(check_count("stages", stages))]
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise([channels, *wide]):
+            layers.append(nn.Conv2d(inputs, outputs, 4, stride=2, padding=1))
+            if inputs != channels:
+                layers.append(nn.BatchNorm2d(outputs))
+            layers.append(LEAKY_RELU())
+        self.layers = nn.Sequential(*layers, nn.Conv2d(wide[-1], 1, 4, padding=1), nn.Flatten())
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all weights from N(0, 0.02²), gains from N(1, 0.02²); biases are 0."""
+        _normal_weights(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return one logit for each patch."""
+        return self.layers(x)

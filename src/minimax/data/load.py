@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from torchvision import datasets as tv
 from torchvision.transforms import v2
 
-from minimax.data import faces, imagenet, mixtures, signs
+from minimax.data import faces, imagenet, mixtures, scenes, signs
 from minimax.data.messages import SMS_FILE, Messages, drawn_messages, sms_spam
 from minimax.data.places import Need, cache, disk_fault, find, places, reading, verified, whole
 from minimax.errors import check_choice, check_count
@@ -52,8 +52,9 @@ class Data(Dataset[tuple[Tensor, Tensor]]):
 def load(name: str, split: str = "train", **options: Any) -> Any:
     """Return the data set ``name``, its ``split`` being "train" or "test".
 
-    Embedded: digits (option ``size``, in pixels), photographs, signs, faces (drawn), ring, grid,
-    high_dimensional, one_dimensional, messages. Downloaded through torchvision and kept in the
+    Embedded: digits (option ``size``, in pixels), photographs, drawn signs, faces, scenes (with
+    label maps for classes) and eyes (with their gaze), ring, grid, high_dimensional,
+    one_dimensional, messages. Downloaded through torchvision and kept in the
     cache: mnist, fashion_mnist, cifar10, svhn, gtsrb, celeba. Only from the folder MINIMAX_DATA:
     lsun_bedroom, and the local forms cifar10_jpeg, cifar10_lossless, cmu_faces, facades,
     gtsrb_subset, imagenet_photographs, sms_spam. The result is a ``Data`` with float32 images in
@@ -126,6 +127,15 @@ def _signs(split: str, **options: Any) -> Data:
 def _faces(split: str, **options: Any) -> Data:
     x, y, attributes = faces.drawn_faces(split, **options)
     return Data(x, y, ("no glasses", "glasses"), attributes)
+
+
+def _scenes(split: str, **options: Any) -> Data:
+    return Data(*scenes.drawn_scenes(split, **options), scenes.CLASSES)
+
+
+def _eyes(split: str, **options: Any) -> Data:
+    x, y, extras = scenes.drawn_eyes(split, **options)
+    return Data(x, y, scenes.STYLES, extras)
 
 
 def _mixture(sampler: Callable[..., Any], split: str, **options: Any) -> Data:
@@ -364,6 +374,8 @@ READERS: dict[str, Reader] = {
     "messages": drawn_messages,
     "signs": _signs,
     "faces": _faces,
+    "scenes": _scenes,
+    "eyes": _eyes,
     "mnist": partial(_idx, MNIST, tv.MNIST),
     "fashion_mnist": partial(_idx, FASHION_MNIST, tv.FashionMNIST),
     "cifar10": _cifar10,
@@ -388,6 +400,8 @@ OPTIONS = {
     "messages": ("count",),
     "signs": ("count", "size"),
     "faces": ("count", "size"),
+    "scenes": ("count", "size"),
+    "eyes": ("count", "style"),
     "gtsrb": ("size",),
     "celeba": ("size",),
     "lsun_bedroom": ("size",),
