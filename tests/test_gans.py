@@ -8,6 +8,7 @@ from torch import nn
 
 from minimax.game import minibatches, play
 from minimax.gans import (
+    Memory,
     Packed,
     ali,
     informative,
@@ -17,6 +18,8 @@ from minimax.gans import (
     non_saturating,
     pix2pix,
     relativistic,
+    semi_supervised,
+    simgan,
     squared_slope,
     unrolled,
     veegan,
@@ -249,3 +252,49 @@ def test_pix2pix_adds_the_mean_absolute_error():
     assert torch.allclose(alone.loss(x, y), error) and alone.modules == [G]
     with pytest.raises(ValueError, match="weight is -1"):
         pix2pix(D, G, weight=-1.0)
+
+
+def test_a_memory_gives_half_of_what_it_has_seen_before():
+    memory = Memory(6, (1,))
+    for first in (0.0, 4.0):
+        fresh = first + torch.arange(4.0)[:, None]
+        assert torch.equal(memory.mixed(fresh), fresh)  # until it is full
+    assert sorted(memory.images.flatten().tolist()) == [0, 1, 2, 3, 4, 5]
+    fresh = torch.full((4, 1), 9.0)
+    mixed = memory.mixed(fresh)
+    assert (mixed == 9).sum() == 2 and (mixed < 6).sum() == 2
+    assert (memory.images == 9).sum() == 2
+    memory.reset_parameters()
+    assert torch.equal(memory.mixed(fresh), fresh)
+
+
+def test_simgan_pays_for_change_and_moves_twice():
+    synthetic, real = torch.rand(8, 1, 4, 4), torch.rand(8, 1, 4, 4)
+    R, D, memory = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 3), Memory(16, (1, 4, 4))
+    discriminator, refiner = simgan(D, R, weight=3.0, memory=memory)
+    refined = R(synthetic)
+    fooled = nn.functional.softplus(-D(refined)).mean()
+    expected = fooled + 3 * (refined - synthetic).abs().mean()
+    assert torch.allclose(refiner.loss(synthetic, real), expected)
+    assert (discriminator.turns, refiner.turns) == (1, 2)
+    play([discriminator, refiner], minibatches(synthetic, real, size=8), rounds=3, seed=0)
+    assert memory.filled == 16  # what it saw in three rounds of eight
+
+
+def test_the_extra_class_of_the_semi_supervised_game():
+    """With logits l and 0 for "generated", σ(log Σ exp l) is the probability of the K classes."""
+    x, y = torch.randn(6, 5), torch.randint(3, (6,))
+    body, head, G = mlp(5, 8), mlp(8, 3), mlp(2, 5)
+    noise = torch.randn(6, 2)
+    discriminator, generator = semi_supervised(body, head, G)
+
+    def extended(images):
+        logits = head(body(images))
+        return torch.cat([logits, torch.zeros(6, 1)], 1).softmax(1)
+
+    real, fake = 1 - extended(x)[:, 3], extended(G(noise))[:, 3]
+    labelled = nn.functional.cross_entropy(head(body(x)), y)
+    expected = labelled - real.log().mean() - fake.log().mean()
+    assert torch.allclose(discriminator.loss(x, y, x, noise), expected, atol=1e-5)
+    gap = body(x).mean(0) - body(G(noise)).mean(0)
+    assert torch.allclose(generator.loss(x, y, x, noise), gap @ gap, atol=1e-6)

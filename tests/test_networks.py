@@ -6,6 +6,7 @@ from minimax.networks import (
     Maxout,
     Normalise,
     PatchDiscriminator,
+    Refiner,
     UNet,
     accuracy,
     evaluating,
@@ -110,3 +111,12 @@ def test_a_patch_logit_sees_only_its_patch(stages, wide):
     (slope,) = torch.autograd.grad(logits[side // 2 * side + side // 2], x)
     seen = slope[0, 0].abs() > 0
     assert seen.any(0).sum() == wide and seen.any(1).sum() == wide
+
+
+def test_a_refiner_starts_as_the_identity_and_can_change_pixels():
+    x = torch.rand(2, 1, 12, 20) * 0.9 + 0.05
+    refiner = Refiner(1, features=8)
+    assert refiner(x).shape == x.shape
+    assert (refiner(x) - x).abs().max() < 0.05
+    reinitialise(refiner)
+    assert (refiner(x) - x).abs().max() < 0.05

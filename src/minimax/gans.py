@@ -292,3 +292,89 @@ def pix2pix(
     if not adversarial:
         return [Player(G, absolute_error_loss, **options)]
     return [Player(D, discriminator_loss, **options), Player(G, generator_loss, **options)]
+
+
+class Memory(nn.Module):
+    """Generated images of earlier rounds, of which half of D's batch is taken.
+
+    Shrivastava et al. (2017), section 2.3: ``size`` images of ``shape``; each call replaces some of
+    them by chance. Introduced in *Applications*.
+    """
+
+    images: Tensor
+    filled: Tensor
+
+    def __init__(self, size: int, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("images", torch.zeros(check_count("size", size), *shape))
+        self.register_buffer("filled", torch.zeros((), dtype=torch.long))
+
+    def reset_parameters(self) -> None:
+        """Forget everything."""
+        self.filled.zero_()
+
+    @torch.no_grad()
+    def mixed(self, fresh: Tensor) -> Tensor:
+        """Return ``fresh`` (N, …) with half of it replaced by earlier images, and keep some of it.
+
+        Until the memory is full, all of ``fresh`` is kept and returned.
+        """
+        size, filled = len(self.images), int(self.filled)
+        if filled < size:
+            new = fresh[: size - filled]
+            self.images[filled : filled + len(new)] = new
+            self.filled += len(new)
+            return fresh
+        half = len(fresh) // 2
+        chosen = torch.randperm(size, device=fresh.device)[:half]
+        earlier = self.images[chosen].clone()
+        self.images[chosen] = fresh[:half]
+        return torch.cat([earlier, fresh[half:]])
+
+
+def simgan(
+    D: nn.Module, R: nn.Module, weight: float = 1.0, memory: Memory | None = None, **options: Any
+) -> list[Player]:
+    """Return the players of simulated and unsupervised learning: R refines synthetic images.
+
+    Shrivastava et al. (2017), equations 2 and 4: R fools D, which judges patch by patch, and pays
+    ``weight`` times the mean absolute change; it moves twice a round. With a ``memory`` half of
+    what D is shown as refined comes from earlier rounds. A batch is (synthetic, real). Raises
+    ValueError for a negative weight. Introduced in *Applications*.
+    """
+    check_number("weight", weight)
+
+    def discriminator_loss(synthetic: Tensor, real: Tensor) -> Tensor:
+        refined = R(synthetic).detach()
+        shown = refined if memory is None else memory.mixed(refined)
+        return softplus(-D(real)).mean() + softplus(D(shown)).mean()
+
+    def refiner_loss(synthetic: Tensor, real: Tensor) -> Tensor:
+        refined = R(synthetic)
+        return softplus(-D(refined)).mean() + weight * (refined - synthetic).abs().mean()
+
+    judges = [D] if memory is None else [D, memory]
+    discriminator = Player(judges, discriminator_loss, **options)
+    return [discriminator, Player(R, refiner_loss, turns=2, **options)]
+
+
+def semi_supervised(body: nn.Module, head: nn.Module, G: nn.Module, **options: Any) -> list[Player]:
+    """Return the players of the (K + 1)-class game, with feature matching.
+
+    Salimans et al. (2016), sections 3.1 and 5: D = head ∘ body gives K logits l, and that of
+    "generated" is fixed at 0, so that the logit of "real" is log Σ exp l. G matches the mean of
+    ``body``'s features (N, d). A batch is (x, y, unlabelled, noise). Introduced in *Applications*.
+    """
+
+    def discriminator_loss(x: Tensor, y: Tensor, unlabelled: Tensor, noise: Tensor) -> Tensor:
+        real, fake = (head(body(images)).logsumexp(1) for images in (unlabelled, G(noise).detach()))
+        labelled = nn.functional.cross_entropy(head(body(x)), y)
+        return labelled + softplus(-real).mean() + softplus(fake).mean()
+
+    def generator_loss(x: Tensor, y: Tensor, unlabelled: Tensor, noise: Tensor) -> Tensor:
+        return (body(unlabelled).mean(0) - body(G(noise)).mean(0)).square().sum()
+
+    return [
+        Player([body, head], discriminator_loss, **options),
+        Player(G, generator_loss, **options),
+    ]
