@@ -82,7 +82,7 @@ class Maxout(nn.Module):
         return self.linear(x).unflatten(1, (-1, self.pieces)).amax(2)
 
 
-def mlp(*sizes: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+def mlp(*sizes: int, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
     """Return linear layers of these ``sizes``, from input to output, an activation between them.
 
     ``mlp(1, 64, 1)`` maps (N, 1) to (N, 1) through 64 hidden units. Raises ValueError for fewer

@@ -5,7 +5,8 @@ chapter takes at quick scale), ``robust_mnist`` (the adversarially trained netwo
 or ``squeezenet`` (the attack on a photograph that a reader without the weights is shown).
 ``dcgan --data NAME`` trains a DCGAN on that data set and records its generator. Run it from a
 clone: the chapters are not part of the installed package. Under ``torchrun`` the DCGAN is trained
-by all processes together, each of which computes its share of every batch.
+by all processes together, each of which computes its share of every batch. ``mode_collapse --table
+NAME`` plays the cells of that table that have no record yet, by itself or on a Dask cluster.
 """
 
 import argparse
@@ -18,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import resize
 
+from minimax import collapse
 from minimax.attacks import fgsm, input_gradient, lbfgs, pgd
+from minimax.collapse import Cell
 from minimax.data import Data, Pretrained, load, squeezenet
 from minimax.defenses import adversarial_training
 from minimax.files import write_whole
@@ -266,6 +270,46 @@ def recorded_dcgan(data: str) -> DCGANGenerator:
     return G.eval()
 
 
+def record_cells(
+    cells: Sequence[Cell],
+    copies: int = 10,
+    folder: Path = FOLDER,
+    cluster: str | None = None,
+    **changed: Any,
+) -> None:
+    """Record the ``cells`` of the tables of *Mode collapse* that are not in ``folder`` yet.
+
+    Each is written when it is done. ``cluster`` is the address of a Dask scheduler, whose workers
+    play them: a cell whose worker dies is played by another. A killed cell goes on from its
+    checkpoints. ``changed`` replaces parts of the budget.
+    """
+    missing = [cell for cell in cells if not (folder / f"{cell.checked().name}.json").exists()]
+    kept = Path(tempfile.gettempdir()) / "minimax-collapse"
+    task = partial(_played, copies=copies, kept=str(kept), changed=changed)
+    results = map(task, missing) if cluster is None else _on_cluster(cluster, task, missing)
+    for cell, record in results:
+        print(f"{cell.name}: {record['seconds']:.0f} s", file=sys.stderr)
+        _write(cell.name, record, folder)
+
+
+def _played(
+    cell: Cell, copies: int, kept: str, changed: dict[str, Any]
+) -> tuple[Cell, dict[str, Any]]:
+    provenance = _provenance(None)
+    return cell, provenance | collapse.measured(cell, copies, kept, **changed)
+
+
+def _on_cluster(address: str, task: Any, cells: Sequence[Cell]) -> Iterator[Any]:
+    try:
+        from distributed import Client, as_completed
+    except ModuleNotFoundError:
+        raise SystemExit("A cluster needs Dask: pip install distributed") from None
+    with Client(address) as client:
+        futures = [client.submit(task, cell, pure=False) for cell in cells]
+        for future in as_completed(futures):
+            yield future.result()
+
+
 def execute(chapter: str, environment: Mapping[str, str]) -> tuple[Any, float, float]:
     """Execute ``chapter`` and return its notebook, the seconds and the kernel's peak GB."""
     path = ROOT / "book" / f"{chapter}.ipynb"
@@ -344,6 +388,7 @@ def chapters() -> list[str]:
 
 def _write(name: str, record: Mapping[str, Any], folder: Path = FOLDER) -> None:
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / f"{name}.json", text.encode())
 
 
@@ -372,14 +417,29 @@ def main() -> None:
     """Parse the command line and record what it asks for."""
     parser = argparse.ArgumentParser(prog="python -m minimax.reproduce", description=__doc__)
     parser.add_argument(
-        "what", choices=[*chapters(), "dcgan", "timings", "robust_mnist", "squeezenet"]
+        "what",
+        choices=sorted(
+            {*chapters(), "dcgan", "mode_collapse", "timings", "robust_mnist", "squeezenet"}
+        ),
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--data", choices=list(DCGANS), help="with dcgan: train one on this")
     for name in ("rounds", "batch", "features"):
         parser.add_argument(f"--{name}", type=int, help="with --data: not the usual number")
     parser.add_argument("--float32", action="store_true", help="with --data: not bfloat16")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="with --data: where to write")
+    parser.add_argument(
+        "--table", choices=collapse.TABLES, help="with mode_collapse: play its cells"
+    )
+    parser.add_argument("--method", choices=list(collapse.METHODS), help="with --table: only this")
+    parser.add_argument(
+        "--pack", type=int, default=1, help="with --table: samples that D sees at once"
+    )
+    parser.add_argument("--copies", type=int, default=10, help="with --table: games of each")
+    parser.add_argument("--scale", choices=list(collapse.BUDGETS), default="paper")
+    parser.add_argument("--cluster", help="with --table: the address of a Dask scheduler")
+    parser.add_argument(
+        "--out", type=Path, default=FOLDER, help="where a generator or cell is written"
+    )
     arguments = parser.parse_args()
     if arguments.data:
         given = {name: getattr(arguments, name) for name in ("rounds", "batch", "features")}
@@ -389,6 +449,11 @@ def main() -> None:
         if arguments.float32:
             changed["bf16"] = False
         record_dcgan(arguments.data, arguments.out, **changed)
+    elif arguments.table:
+        methods = [arguments.method] if arguments.method else list(collapse.METHODS)
+        cells = [Cell(arguments.table, m, arguments.pack, arguments.scale) for m in methods]
+        changed = {} if arguments.rounds is None else {"rounds": arguments.rounds}
+        record_cells(cells, arguments.copies, arguments.out, arguments.cluster, **changed)
     elif arguments.what == "squeezenet":
         record_squeezenet()
     elif arguments.what == "robust_mnist":

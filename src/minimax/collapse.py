@@ -1,0 +1,183 @@
+"""The table of *Mode collapse*: every method on every mixture, several copies of each.
+
+``python -m minimax.reproduce mode_collapse --table grid --method veegan`` plays a cell of it.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from minimax import gans
+from minimax.coverage import ModeScores, mode_scores
+from minimax.data import load
+from minimax.errors import check_choice, check_count
+from minimax.game import History, minibatches, play
+from minimax.networks import LEAKY_RELU, Maxout, mlp
+
+SAMPLES = 2_500
+CODES = 2
+AVERAGE = 0.999  # decay of the generator's averaged weights
+TABLES = ("ring", "grid")
+GAMMA = {"ring": 0.02, "grid": 0.1}
+
+
+class Cell(NamedTuple):
+    """One cell of the table: what is played, and how long. Introduced in *Mode collapse*.
+
+    ``table`` is a mixture of TABLES, ``method`` one of METHODS, ``pack`` how many samples D sees at
+    a time, ``scale`` one of BUDGETS.
+    """
+
+    table: str
+    method: str
+    pack: int = 1
+    scale: str = "quick"
+
+    def checked(self) -> "Cell":
+        """Return the cell. Raises ValueError if there is no such table, method, pack or scale."""
+        check_choice("table", self.table, TABLES)
+        check_choice("method", self.method, tuple(METHODS))
+        check_choice("scale", self.scale, tuple(BUDGETS))
+        check_count("pack", self.pack)
+        return self
+
+    @property
+    def name(self) -> str:
+        """The name under which it is recorded."""
+        return f"collapse_{self.table}_{self.method}_{self.pack}_{self.scale}"
+
+
+class Method(NamedTuple):
+    """An objective, and what it needs beside D and G: an encoder, a statistics network, options.
+
+    Introduced in *Mode collapse*.
+    """
+
+    objective: Callable[..., Any]
+    third: str = ""  # "encoder": D judges pairs, or "statistics"
+    options: dict[str, Any] = {}  # noqa: RUF012  (read only)
+
+
+METHODS = {
+    "gan": Method(gans.non_saturating),
+    "unrolled": Method(gans.unrolled),
+    "ali": Method(gans.ali, "encoder"),
+    "veegan": Method(gans.veegan, "encoder"),
+    "lfvi": Method(gans.lfvi, "encoder"),
+    "mine": Method(gans.informative, "statistics"),
+    "wgan_gp": Method(gans.wasserstein, options={"penalty": 0.1}),
+    "rpgan": Method(gans.relativistic),
+}
+
+
+class Budget(NamedTuple):
+    """How long is played, in rounds of ``size`` samples, with which networks and steps.
+
+    Introduced in *Mode collapse*.
+    """
+
+    rounds: int
+    size: int
+    hidden: int
+    lr: float
+    betas: tuple[float, float]
+
+
+BUDGETS = {
+    "quick": Budget(2_000, 128, 64, 1e-3, (0.5, 0.99)),
+    "reduced": Budget(25_000, 512, 128, 1e-3, (0.5, 0.99)),
+    "paper": Budget(400_000, 100, 400, 1e-4, (0.8, 0.999)),  # PacGAN's
+}
+
+
+def networks(cell: Cell) -> tuple[nn.Module, nn.Module, list[nn.Module]]:
+    """Return D, G and the third network, if the method has one, of ``cell``.
+
+    At paper scale those of PacGAN's code: G of four layers of 400 with batch normalisation, D of
+    three Maxout layers of 200 units and 5 pieces; else two hidden layers. Introduced in *Mode
+    collapse*.
+    """
+    method, hidden = METHODS[cell.method], BUDGETS[cell.scale].hidden
+    seen = (2 + CODES * (method.third == "encoder")) * cell.pack
+    third: list[nn.Module] = []
+    if method.third:
+        inputs, outputs = (2, CODES) if method.third == "encoder" else (2 + CODES, 1)
+        third = [mlp(inputs, hidden, hidden, outputs)]
+    if cell.scale != "paper":
+        D = mlp(seen, hidden, hidden, 1, activation=LEAKY_RELU)
+        return gans.Packed(D, cell.pack), mlp(CODES, hidden, hidden, 2), third
+    layers: list[nn.Module] = []
+    for inputs in (CODES, hidden, hidden, hidden):
+        layers += [nn.Linear(inputs, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()]
+    G = nn.Sequential(*layers, nn.Linear(hidden, 2))
+    D = nn.Sequential(Maxout(seen, 200, 5), Maxout(200, 200, 5), Maxout(200, 200, 5))
+    return gans.Packed(nn.Sequential(D, nn.Linear(200, 1)), cell.pack), G, third
+
+
+def options(cell: Cell) -> dict[str, Any]:
+    """Return the options of the method's objective in ``cell``. Introduced in *Mode collapse*."""
+    own = {"gamma": GAMMA[cell.table]} if cell.method == "rpgan" else {}
+    return METHODS[cell.method].options | own
+
+
+def cosine(progress: float) -> float:
+    """Return the factor of a rate that falls from 1 to 0 along half a cosine wave.
+
+    Introduced in *Mode collapse*.
+    """
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
+def play_cell(
+    cell: Cell, copies: int = 10, seed: int = 0, checkpoint: Path | None = None, **changed: Any
+) -> tuple[list[ModeScores], History]:
+    """Play ``copies`` games of ``cell``; return the scores of each, and the history.
+
+    Scores are those of 2,500 samples of the generator with averaged weights. ``changed`` replaces
+    parts of the budget, or adds options of the objective. Raises ValueError for a cell that does
+    not exist. Introduced in *Mode collapse*.
+    """
+    method = METHODS[cell.checked().method]
+    budget = BUDGETS[cell.scale]
+    budget = budget._replace(**{k: changed.pop(k) for k in budget._fields if k in changed})
+    data = load(cell.table)
+    torch.manual_seed(seed)
+    D, G, third = networks(cell)
+    steps = {"lr": budget.lr, "betas": budget.betas, "schedule": cosine, "average": AVERAGE}
+    players = method.objective(D, G, *third, **steps, **(options(cell) | changed))
+    history = play(
+        players, minibatches(data.x, size=budget.size, noise=CODES), rounds=budget.rounds,
+        copies=copies, seed=seed, checkpoint=checkpoint, checkpoint_every=2_000,
+    )  # fmt: skip
+    z = torch.randn(SAMPLES, CODES, generator=torch.Generator().manual_seed(seed))
+    score = partial(mode_scores, centres=data.extras["centres"], sd=data.extras["sd"][0, 0].item())
+    return [score(samples) for samples in history.each(lambda: G(z), averaged=True)], history
+
+
+def measured(cell: Cell, copies: int, folder: str, **changed: Any) -> dict[str, Any]:
+    """Return what is recorded of ``cell``; a killed run goes on from its checkpoints.
+
+    ``folder`` holds them: for workers on several machines, one that all see. Introduced in *Mode
+    collapse*.
+    """
+    began = time.perf_counter()
+    key = "_".join(f"{name}{value}" for name, value in changed.items())
+    kept = Path(folder) / f"{cell.name}_{copies}{key}"
+    scores, _ = play_cell(cell, copies, checkpoint=kept, **changed)
+    columns = {field: [getattr(one, field) for one in scores] for field in ModeScores._fields}
+    return {
+        "cell": cell._asdict(),
+        "seeds": list(range(copies)),
+        "settings": BUDGETS[cell.scale]._asdict()
+        | {"average": AVERAGE, "schedule": "cosine"}
+        | options(cell)
+        | changed,
+        "measured": columns,
+        "seconds": time.perf_counter() - began,
+    }
