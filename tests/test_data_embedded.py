@@ -159,6 +159,16 @@ def test_one_label_map_has_many_pictures():
     assert mean.std(0).min() > 0.05
 
 
+def test_turning_faces_go_on_in_the_direction_in_which_they_began():
+    films = load("turning_faces", count=60)
+    assert films.x.shape == (60, 3, 3, 32, 32) and films.x.min() >= 0 and films.x.max() <= 1
+    first, then = films.extras["yaw"].diff(dim=1).unbind(1)
+    assert torch.equal(first > 0, films.y == 1) and first.abs().min() >= 0.2
+    share = then / first
+    assert share.min() >= 0 and share.max() <= 2 and share.std() > 0.4
+    assert not torch.equal(films.x, load("turning_faces", split="test", count=60).x)
+
+
 @pytest.mark.parametrize("style", ["synthetic", "real"])
 def test_eyes_look_where_their_gaze_says(style):
     eyes = load("eyes", count=1500, style=style)

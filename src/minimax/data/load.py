@@ -52,15 +52,15 @@ class Data(Dataset[tuple[Tensor, Tensor]]):
 def load(name: str, split: str = "train", **options: Any) -> Any:
     """Return the data set ``name``, its ``split`` being "train" or "test".
 
-    Embedded: digits (option ``size``, in pixels), photographs, drawn signs, faces, scenes (with
-    label maps for classes) and eyes (with their gaze), ring, grid, high_dimensional,
-    one_dimensional, messages. Downloaded through torchvision and kept in the
-    cache: mnist, fashion_mnist, cifar10, svhn, gtsrb, celeba. Only from the folder MINIMAX_DATA:
-    lsun_bedroom, and the local forms cifar10_jpeg, cifar10_lossless, cmu_faces, facades,
-    gtsrb_subset, imagenet_photographs, sms_spam. The result is a ``Data`` with float32 images in
-    [0, 1] of shape (N, channels, height, width); celeba and lsun_bedroom, too large for memory, are
-    torchvision's own data sets of such images (option ``size``), and the two with texts are
-    ``Messages``. Raises ValueError for an unknown name, split or option; DataError if the data
+    Embedded: digits (option ``size``, in pixels), photographs, drawn signs, faces, turning_faces
+    (films of three frames), scenes (with label maps for classes), eyes (with their gaze), ring,
+    grid, high_dimensional, one_dimensional, messages. Downloaded through torchvision and kept in
+    the cache: mnist, fashion_mnist, cifar10, svhn, gtsrb, celeba. Only from the folder
+    MINIMAX_DATA: lsun_bedroom, and the local forms cifar10_jpeg, cifar10_lossless, cmu_faces,
+    facades, gtsrb_subset, imagenet_photographs, sms_spam. The result is a ``Data`` with float32
+    images in [0, 1] of shape (N, channels, height, width); celeba and lsun_bedroom, too large for
+    memory, are torchvision's own data sets of such images (option ``size``), and the two with texts
+    are ``Messages``. Raises ValueError for an unknown name, split or option; DataError if the data
     can't be had or are damaged. Introduced in *How to use this book*.
     """
     check_choice("name", name, names())
@@ -127,6 +127,11 @@ def _signs(split: str, **options: Any) -> Data:
 def _faces(split: str, **options: Any) -> Data:
     x, y, attributes = faces.drawn_faces(split, **options)
     return Data(x, y, ("no glasses", "glasses"), attributes)
+
+
+def _turning_faces(split: str, **options: Any) -> Data:
+    x, y, yaw = faces.turning_faces(split, **options)
+    return Data(x, y, ("left", "right"), {"yaw": yaw})
 
 
 def _scenes(split: str, **options: Any) -> Data:
@@ -374,6 +379,7 @@ READERS: dict[str, Reader] = {
     "messages": drawn_messages,
     "signs": _signs,
     "faces": _faces,
+    "turning_faces": _turning_faces,
     "scenes": _scenes,
     "eyes": _eyes,
     "mnist": partial(_idx, MNIST, tv.MNIST),
@@ -400,6 +406,7 @@ OPTIONS = {
     "messages": ("count",),
     "signs": ("count", "size"),
     "faces": ("count", "size"),
+    "turning_faces": ("count", "size"),
     "scenes": ("count", "size"),
     "eyes": ("count", "style"),
     "gtsrb": ("size",),
