@@ -1,0 +1,178 @@
+"""What Salimans et al. (2016) add to the game to keep it steady: each can be switched on by itself.
+
+The layers go into a discriminator or a generator, the players into ``play``.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from minimax.errors import Words, check_count, check_number, refuse
+from minimax.game import Player
+
+
+def smoothed(D: nn.Module, G: nn.Module, target: float = 0.9, **options: Any) -> list[Player]:
+    """Return the non-saturating game with one-sided label smoothing.
+
+    Salimans et al. (2016), section 3.4: D is to answer ``target`` to data, and still 0 to samples,
+    so that it never grows sure: its best answer is target · p / (p + q). A batch is (real, noise).
+    Raises ValueError unless 0 < target ≤ 1. Introduced in *Mode collapse*.
+    """
+    if not 0 < check_number("target", target) <= 1:
+        refuse("target", target, "above 0 and at most 1")
+
+    def discriminator_loss(real: Tensor, noise: Tensor) -> Tensor:
+        at_data, at_samples = D(real), D(G(noise))
+        on_data = target * softplus(-at_data) + (1 - target) * softplus(at_data)
+        return on_data.mean() + softplus(at_samples).mean()
+
+    def generator_loss(real: Tensor, noise: Tensor) -> Tensor:
+        return softplus(-D(G(noise))).mean()
+
+    return [Player(D, discriminator_loss, **options), Player(G, generator_loss, **options)]
+
+
+def feature_matching(
+    body: nn.Module, head: nn.Module, G: nn.Module, **options: Any
+) -> list[Player]:
+    """Return the game in which G matches the mean of D's features instead of fooling D.
+
+    Salimans et al. (2016), section 3.1: D = head ∘ body plays as always; G minimises
+    ‖E body(x) − E body(G(z))‖². A batch is (real, noise). Introduced in *Mode collapse*.
+    """
+
+    def discriminator_loss(real: Tensor, noise: Tensor) -> Tensor:
+        at_data, at_samples = head(body(real)), head(body(G(noise)))
+        return softplus(-at_data).mean() + softplus(at_samples).mean()
+
+    def generator_loss(real: Tensor, noise: Tensor) -> Tensor:
+        return (body(real).mean(0) - body(G(noise)).mean(0)).square().sum()
+
+    return [
+        Player([body, head], discriminator_loss, **options),
+        Player(G, generator_loss, **options),
+    ]
+
+
+class MinibatchDiscrimination(nn.Module):
+    """Appends to each row how near the other rows of its batch are: (N, in) to (N, in + kernels).
+
+    Salimans et al. (2016), section 3.2: M_i = T f(x_i) has ``kernels`` rows of ``dimensions``, and
+    o_ib = Σ_j exp(−‖M_ib − M_jb‖₁), j ≠ i. Data and samples have to come in separate batches.
+    Introduced in *Mode collapse*.
+    """
+
+    def __init__(self, features: int, kernels: int = 100, dimensions: int = 5) -> None:
+        super().__init__()
+        check_count("features", features)
+        self.shape = (check_count("kernels", kernels), check_count("dimensions", dimensions))
+        self.T = nn.Linear(features, kernels * dimensions, bias=False)
+
+    def forward(self, f: Tensor) -> Tensor:
+        """Return the features with their closeness."""
+        M = self.T(f).view(len(f), *self.shape)
+        near = torch.exp(-(M[:, None] - M[None]).abs().sum(3))  # (N, N, kernels)
+        return torch.cat([f, near.sum(1) - 1], 1)  # without itself, whose closeness is 1
+
+
+class HistoricalAverage(nn.Module):
+    """Remembers the mean of a network's past weights, as a term of its loss.
+
+    Salimans et al. (2016), section 3.3: ‖θ − (1/t) Σ θ[i]‖². It is one of its player's modules, and
+    each call of ``penalty`` counts as a step. Introduced in *Mode collapse*.
+    """
+
+    steps: Tensor
+    mean: Tensor
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        size = sum(weight.numel() for weight in network.parameters())
+        self.register_buffer("steps", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(size))
+
+    def reset_parameters(self) -> None:
+        """Forget the past."""
+        self.steps.zero_()
+        self.mean.zero_()
+
+    def penalty(self, network: nn.Module) -> Tensor:
+        """Return the squared distance of ``network``'s weights from their mean, and count them."""
+        weights = torch.cat([weight.flatten() for weight in network.parameters()])
+        if weights.shape != self.mean.shape:
+            got = Words(f"with {len(weights)} weights")
+            refuse("network", got, f"one with {len(self.mean)}, as the one it was made for")
+        with torch.no_grad():
+            self.steps += 1
+            self.mean += (weights.detach() - self.mean) / self.steps
+        return (weights - self.mean.clone()).square().sum()
+
+
+def with_history(players: list[Player], weight: float = 1.0) -> list[Player]:
+    """Return ``players`` who each pay ``weight`` times their distance from their past average.
+
+    Each has to move one network. Raises ValueError for a negative weight. Introduced in *Mode
+    collapse*.
+    """
+    check_number("weight", weight)
+
+    def paying(player: Player) -> Player:
+        (network,) = player.modules  # type: ignore[misc]
+        past = HistoricalAverage(network)
+
+        def loss(*batch: Tensor) -> Tensor:
+            return player.loss(*batch) + weight * past.penalty(network)
+
+        return Player(
+            [network, past], loss, player.lr, player.betas, player.optimiser, player.turns,
+            player.schedule, player.clip, player.average, player.name,
+        )  # fmt: skip
+
+    return [paying(player) for player in players]
+
+
+class VirtualBatchNorm(nn.Module):
+    """Normalises each row by a reference batch and itself, not by its neighbours: (N, features).
+
+    Salimans et al. (2016), section 3.5. The first ``reference`` rows of its input are the reference
+    batch: use it inside ``WithReference``. Introduced in *Mode collapse*.
+    """
+
+    def __init__(self, features: int, reference: int) -> None:
+        super().__init__()
+        self.reference = check_count("reference", reference, at_least=2)
+        self.gain = nn.Parameter(torch.ones(check_count("features", features)))
+        self.shift = nn.Parameter(torch.zeros(features))
+
+    def reset_parameters(self) -> None:
+        """Set gains to 1, shifts to 0."""
+        nn.init.ones_(self.gain)
+        nn.init.zeros_(self.shift)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return normalised rows, those of the reference batch first."""
+        count, known = self.reference, x[: self.reference]
+        mean = (count * known.mean(0) + x) / (count + 1)
+        square = (count * known.square().mean(0) + x.square()) / (count + 1)
+        return self.gain * (x - mean) / (square - mean.square() + 1e-5).sqrt() + self.shift
+
+
+class WithReference(nn.Module):
+    """A network that sees a fixed reference batch before each batch, and does not return it.
+
+    Salimans et al. (2016), section 3.5. ``reference`` is (R, …), in the form of the inputs.
+    Introduced in *Mode collapse*.
+    """
+
+    reference: Tensor
+
+    def __init__(self, network: nn.Module, reference: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("reference", reference)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what ``network`` gives for ``x``."""
+        return self.network(torch.cat([self.reference, x]))[len(self.reference) :]
