@@ -159,6 +159,17 @@ def test_one_label_map_has_many_pictures():
     assert mean.std(0).min() > 0.05
 
 
+def test_stacked_digits_spell_their_label():
+    digits, stacked = load("digits"), load("stacked_digits", count=300)
+    assert stacked.x.shape == (300, 3, 8, 8)
+    known = {
+        image.numpy().tobytes(): int(label) for image, label in zip(digits.x, digits.y, strict=True)
+    }
+    for x, y in zip(stacked.x, stacked.y, strict=True):
+        spelled = [known[channel[None].numpy().tobytes()] for channel in x]
+        assert spelled == [int(digit) for digit in stacked.classes[y]]
+
+
 def test_turning_faces_go_on_in_the_direction_in_which_they_began():
     films = load("turning_faces", count=60)
     assert films.x.shape == (60, 3, 3, 32, 32) and films.x.min() >= 0 and films.x.max() <= 1

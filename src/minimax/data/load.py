@@ -52,16 +52,17 @@ class Data(Dataset[tuple[Tensor, Tensor]]):
 def load(name: str, split: str = "train", **options: Any) -> Any:
     """Return the data set ``name``, its ``split`` being "train" or "test".
 
-    Embedded: digits (option ``size``, in pixels), photographs, drawn signs, faces, turning_faces
-    (films of three frames), scenes (with label maps for classes), eyes (with their gaze), ring,
-    grid, high_dimensional, one_dimensional, messages. Downloaded through torchvision and kept in
-    the cache: mnist, fashion_mnist, cifar10, svhn, gtsrb, celeba. Only from the folder
-    MINIMAX_DATA: lsun_bedroom, and the local forms cifar10_jpeg, cifar10_lossless, cmu_faces,
-    facades, gtsrb_subset, imagenet_photographs, sms_spam. The result is a ``Data`` with float32
-    images in [0, 1] of shape (N, channels, height, width); celeba and lsun_bedroom, too large for
-    memory, are torchvision's own data sets of such images (option ``size``), and the two with texts
-    are ``Messages``. Raises ValueError for an unknown name, split or option; DataError if the data
-    can't be had or are damaged. Introduced in *How to use this book*.
+    Embedded: digits (option ``size``, in pixels), stacked_digits (three as channels), photographs,
+    drawn signs, faces, turning_faces (films of three frames), scenes (with label maps for classes),
+    eyes (with their gaze), ring, grid, high_dimensional, one_dimensional, messages. Downloaded
+    through torchvision and kept in the cache: mnist, stacked_mnist, fashion_mnist, cifar10, svhn,
+    gtsrb, celeba. Only from the folder MINIMAX_DATA: lsun_bedroom, and the local forms
+    cifar10_jpeg, cifar10_lossless, cmu_faces, facades, gtsrb_subset, imagenet_photographs,
+    sms_spam. The result is a ``Data`` with float32 images in [0, 1] of shape (N, channels, height,
+    width); celeba and lsun_bedroom, too large for memory, are torchvision's own data sets of such
+    images (option ``size``), and the two with texts are ``Messages``. Raises ValueError for an
+    unknown name, split or option; DataError if the data can't be had or are damaged. Introduced in
+    *How to use this book*.
     """
     check_choice("name", name, names())
     check_choice("split", split, ("train", "test"))
@@ -111,6 +112,16 @@ def _digits(split: str, size: int = 8) -> Data:
     if size != 8:
         x = torch.nn.functional.interpolate(x, (size, size), mode="bilinear").clamp(0, 1)
     return Data(x, _labels(digits.target[chosen]), tuple("0123456789"))
+
+
+def _stacked(base: str, split: str, count: int = 50_000, **options: Any) -> Data:
+    """Three digits as the channels of an image; the label is the number, 0 to 999, they spell."""
+    check_count("count", count)
+    digits: Data = load(base, split, **options)
+    generator = torch.Generator().manual_seed(1 if split == "train" else 2)
+    chosen = torch.randint(len(digits), (count, 3), generator=generator)
+    x, y = digits.x[chosen].squeeze(2), digits.y[chosen] @ torch.tensor([100, 10, 1])
+    return Data(x, y, tuple(f"{number:03}" for number in range(1000)))
 
 
 def _photographs(split: str) -> Data:
@@ -371,6 +382,7 @@ LOCAL = {
 
 READERS: dict[str, Reader] = {
     "digits": _digits,
+    "stacked_digits": partial(_stacked, "digits"),
     "photographs": _photographs,
     "ring": partial(_mixture, mixtures.ring),
     "grid": partial(_mixture, mixtures.grid),
@@ -383,6 +395,7 @@ READERS: dict[str, Reader] = {
     "scenes": _scenes,
     "eyes": _eyes,
     "mnist": partial(_idx, MNIST, tv.MNIST),
+    "stacked_mnist": partial(_stacked, "mnist"),
     "fashion_mnist": partial(_idx, FASHION_MNIST, tv.FashionMNIST),
     "cifar10": _cifar10,
     "svhn": _svhn,
@@ -399,6 +412,8 @@ READERS: dict[str, Reader] = {
 }
 OPTIONS = {
     "digits": ("size",),
+    "stacked_digits": ("count", "size"),
+    "stacked_mnist": ("count",),
     "ring": ("count", "modes", "radius", "sd"),
     "grid": ("count", "sd"),
     "high_dimensional": ("count",),
