@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -23,7 +24,7 @@ def weights(network):
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_every_method_plays_every_table(method):
-    for table, modes in (("ring", 8), ("grid", 25)):
+    for table, modes in (("ring", 8), ("grid", 25), ("high_dimensional", 10)):
         scores, history = play_cell(Cell(table, method, pack=2), copies=2, **SHORT)
         assert len(scores) == 2 and all(0 <= one.modes <= modes for one in scores)
         assert all(torch.isfinite(loss).all() for loss in history.losses.values())
@@ -37,6 +38,13 @@ def test_the_networks_of_the_paper_have_their_size():
     assert weights(packed) == 405_201 + 2 * 2_000
 
 
+def test_the_width_of_the_layers_is_the_one_asked_for():
+    _, narrow, _ = networks(Cell("ring", "gan"), hidden=8)
+    assert narrow[0].out_features == 8
+    _, wide, _ = networks(Cell("high_dimensional", "gan"))
+    assert wide[0].out_features == 1024  # noise in 700 directions has to get through
+
+
 def test_a_cell_that_does_not_exist_is_refused_by_name():
     for cell, name in [
         (Cell("rings", "gan"), "table is 'rings'"),
@@ -48,7 +56,8 @@ def test_a_cell_that_does_not_exist_is_refused_by_name():
             play_cell(cell)
 
 
-def test_a_recorded_cell_is_not_played_again(tmp_path):
+def test_a_recorded_cell_is_not_played_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # no checkpoints of other versions
     cell = Cell("ring", "gan")
     record_cells([cell], 2, tmp_path, **SHORT)
     path = tmp_path / f"{cell.name}.json"

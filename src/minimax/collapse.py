@@ -6,25 +6,41 @@
 import math
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minimax import gans
-from minimax.coverage import ModeScores, mode_scores
-from minimax.data import load
+from minimax.coverage import ModeScores, embedded_mode_scores, mode_scores
+from minimax.data import Data, load
 from minimax.errors import check_choice, check_count
 from minimax.game import History, minibatches, play
 from minimax.networks import LEAKY_RELU, Maxout, mlp
 
 SAMPLES = 2_500
-CODES = 2
 AVERAGE = 0.999  # decay of the generator's averaged weights
-TABLES = ("ring", "grid")
-GAMMA = {"ring": 0.02, "grid": 0.1}
+
+
+class Mixture(NamedTuple):
+    """What is special to one table: the size of samples and codes, and RpGAN's γ.
+
+    ``hidden`` is the least width of a layer: noise in 700 directions can't pass a narrower one.
+    Introduced in *Mode collapse*.
+    """
+
+    features: int
+    codes: int
+    gamma: float
+    hidden: int = 0
+
+
+TABLES = {
+    "ring": Mixture(2, 2, 0.02),
+    "grid": Mixture(2, 2, 0.1),
+    "high_dimensional": Mixture(1200, 1000, 0.1, 1024),
+}
 
 
 class Cell(NamedTuple):
@@ -41,7 +57,7 @@ class Cell(NamedTuple):
 
     def checked(self) -> "Cell":
         """Return the cell. Raises ValueError if there is no such table, method, pack or scale."""
-        check_choice("table", self.table, TABLES)
+        check_choice("table", self.table, tuple(TABLES))
         check_choice("method", self.method, tuple(METHODS))
         check_choice("scale", self.scale, tuple(BUDGETS))
         check_count("pack", self.pack)
@@ -96,34 +112,47 @@ BUDGETS = {
 }
 
 
-def networks(cell: Cell) -> tuple[nn.Module, nn.Module, list[nn.Module]]:
+def networks(cell: Cell, hidden: int | None = None) -> tuple[nn.Module, nn.Module, list[nn.Module]]:
     """Return D, G and the third network, if the method has one, of ``cell``.
 
-    At paper scale those of PacGAN's code: G of four layers of 400 with batch normalisation, D of
-    three Maxout layers of 200 units and 5 pieces; else two hidden layers. Introduced in *Mode
-    collapse*.
+    In the plane at paper scale those of PacGAN's code: G of four layers of 400 with batch
+    normalisation, D of three Maxout layers of 200 units and 5 pieces; else two hidden layers, of
+    ``hidden`` units if that is given. Introduced in *Mode collapse*.
     """
-    method, hidden = METHODS[cell.method], BUDGETS[cell.scale].hidden
-    seen = (2 + CODES * (method.third == "encoder")) * cell.pack
+    method, (features, codes, _, least) = METHODS[cell.method], TABLES[cell.table]
+    hidden = hidden or max(BUDGETS[cell.scale].hidden, least)
+    seen = (features + codes * (method.third == "encoder")) * cell.pack
     third: list[nn.Module] = []
     if method.third:
-        inputs, outputs = (2, CODES) if method.third == "encoder" else (2 + CODES, 1)
+        encoder = method.third == "encoder"
+        inputs, outputs = (features, codes) if encoder else (features + codes, 1)
         third = [mlp(inputs, hidden, hidden, outputs)]
-    if cell.scale != "paper":
+    if cell.scale != "paper" or least:
         D = mlp(seen, hidden, hidden, 1, activation=LEAKY_RELU)
-        return gans.Packed(D, cell.pack), mlp(CODES, hidden, hidden, 2), third
+        return gans.Packed(D, cell.pack), mlp(codes, hidden, hidden, features), third
     layers: list[nn.Module] = []
-    for inputs in (CODES, hidden, hidden, hidden):
+    for inputs in (codes, hidden, hidden, hidden):
         layers += [nn.Linear(inputs, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()]
-    G = nn.Sequential(*layers, nn.Linear(hidden, 2))
+    G = nn.Sequential(*layers, nn.Linear(hidden, features))
     D = nn.Sequential(Maxout(seen, 200, 5), Maxout(200, 200, 5), Maxout(200, 200, 5))
     return gans.Packed(nn.Sequential(D, nn.Linear(200, 1)), cell.pack), G, third
 
 
 def options(cell: Cell) -> dict[str, Any]:
     """Return the options of the method's objective in ``cell``. Introduced in *Mode collapse*."""
-    own = {"gamma": GAMMA[cell.table]} if cell.method == "rpgan" else {}
+    own = {"gamma": TABLES[cell.table].gamma} if cell.method == "rpgan" else {}
     return METHODS[cell.method].options | own
+
+
+def score(cell: Cell, samples: Tensor, data: Data) -> ModeScores:
+    """Return how ``samples`` cover the mixture of ``cell``, of which ``data`` is a sample.
+
+    Introduced in *Mode collapse*.
+    """
+    centres = data.extras["centres"]
+    if cell.table == "high_dimensional":
+        return embedded_mode_scores(samples, centres)
+    return mode_scores(samples, centres, data.extras["sd"][0, 0].item())
 
 
 def cosine(progress: float) -> float:
@@ -145,19 +174,19 @@ def play_cell(
     """
     method = METHODS[cell.checked().method]
     budget = BUDGETS[cell.scale]
-    budget = budget._replace(**{k: changed.pop(k) for k in budget._fields if k in changed})
-    data = load(cell.table)
+    given = {k: changed.pop(k) for k in budget._fields if k in changed}
+    budget = budget._replace(**given)
+    data, codes = load(cell.table), TABLES[cell.table].codes
     torch.manual_seed(seed)
-    D, G, third = networks(cell)
+    D, G, third = networks(cell, budget.hidden if "hidden" in given else None)
     steps = {"lr": budget.lr, "betas": budget.betas, "schedule": cosine, "average": AVERAGE}
     players = method.objective(D, G, *third, **steps, **(options(cell) | changed))
     history = play(
-        players, minibatches(data.x, size=budget.size, noise=CODES), rounds=budget.rounds,
+        players, minibatches(data.x, size=budget.size, noise=codes), rounds=budget.rounds,
         copies=copies, seed=seed, checkpoint=checkpoint, checkpoint_every=2_000,
     )  # fmt: skip
-    z = torch.randn(SAMPLES, CODES, generator=torch.Generator().manual_seed(seed))
-    score = partial(mode_scores, centres=data.extras["centres"], sd=data.extras["sd"][0, 0].item())
-    return [score(samples) for samples in history.each(lambda: G(z), averaged=True)], history
+    z = torch.randn(SAMPLES, codes, generator=torch.Generator().manual_seed(seed))
+    return [score(cell, x, data) for x in history.each(lambda: G(z), averaged=True)], history
 
 
 def measured(cell: Cell, copies: int, folder: str, **changed: Any) -> dict[str, Any]:

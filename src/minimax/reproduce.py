@@ -428,7 +428,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, help="with --data: not the usual number")
     parser.add_argument("--float32", action="store_true", help="with --data: not bfloat16")
     parser.add_argument(
-        "--table", choices=collapse.TABLES, help="with mode_collapse: play its cells"
+        "--table", choices=list(collapse.TABLES), help="with mode_collapse: play its cells"
     )
     parser.add_argument("--method", choices=list(collapse.METHODS), help="with --table: only this")
     parser.add_argument(
