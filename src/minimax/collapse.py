@@ -20,7 +20,7 @@ from minimax.game import History, minibatches, play
 from minimax.networks import LEAKY_RELU, Maxout, mlp
 
 SAMPLES = 2_500
-AVERAGE = 0.999  # decay of the generator's averaged weights
+AVERAGE = 0.99  # of the weights: the step decays to 0, and 0.999 would mix in early ones
 
 
 class Mixture(NamedTuple):
