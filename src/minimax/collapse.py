@@ -20,6 +20,7 @@ from minimax.game import History, minibatches, play
 from minimax.networks import LEAKY_RELU, Maxout, mlp
 
 SAMPLES = 2_500
+LOOKS = 25  # at the scores while a cell is played
 AVERAGE = 0.99  # of the weights: the step decays to 0, and 0.999 would mix in early ones
 
 
@@ -181,11 +182,14 @@ def play_cell(
     D, G, third = networks(cell, budget.hidden if "hidden" in given else None)
     steps = {"lr": budget.lr, "betas": budget.betas, "schedule": cosine, "average": AVERAGE}
     players = method.objective(D, G, *third, **steps, **(options(cell) | changed))
-    history = play(
-        players, minibatches(data.x, size=budget.size, noise=codes), rounds=budget.rounds,
-        copies=copies, seed=seed, checkpoint=checkpoint, checkpoint_every=2_000,
-    )  # fmt: skip
     z = torch.randn(SAMPLES, codes, generator=torch.Generator().manual_seed(seed))
+    size = budget.size - budget.size % cell.pack  # so that packs come out even
+    history = play(
+        players, minibatches(data.x, size=size, noise=codes), rounds=budget.rounds,
+        copies=copies, seed=seed, checkpoint=checkpoint, checkpoint_every=2_000,
+        watch={"scores": lambda: torch.tensor(score(cell, G(z), data))},
+        every=max(1, budget.rounds // LOOKS),
+    )  # fmt: skip
     return [score(cell, x, data) for x in history.each(lambda: G(z), averaged=True)], history
 
 
@@ -198,7 +202,8 @@ def measured(cell: Cell, copies: int, folder: str, **changed: Any) -> dict[str, 
     began = time.perf_counter()
     key = "_".join(f"{name}{value}" for name, value in changed.items())
     kept = Path(folder) / f"{cell.name}_{copies}{key}"
-    scores, _ = play_cell(cell, copies, checkpoint=kept, **changed)
+    scores, history = play_cell(cell, copies, checkpoint=kept, **changed)
+    curve = history.watched["scores"].mean(1)  # over copies: (looks, fields)
     columns = {field: [getattr(one, field) for one in scores] for field in ModeScores._fields}
     return {
         "cell": cell._asdict(),
@@ -208,5 +213,10 @@ def measured(cell: Cell, copies: int, folder: str, **changed: Any) -> dict[str, 
         | options(cell)
         | changed,
         "measured": columns,
+        "rounds": history.rounds,
+        "curve": {
+            field: [round(value, 4) for value in part.tolist()]
+            for field, part in zip(ModeScores._fields, curve.T, strict=True)
+        },
         "seconds": time.perf_counter() - began,
     }
