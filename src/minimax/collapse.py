@@ -6,6 +6,7 @@
 import math
 import time
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,42 +14,56 @@ import torch
 from torch import Tensor, nn
 
 from minimax import gans
-from minimax.coverage import ModeScores, embedded_mode_scores, mode_scores
+from minimax.coverage import ModeScores, embedded_mode_scores, mode_scores, stacked_mode_scores
 from minimax.data import Data, load
 from minimax.errors import check_choice, check_count
-from minimax.game import History, minibatches, play
-from minimax.networks import LEAKY_RELU, Maxout, mlp
+from minimax.game import History, Player, minibatches, play
+from minimax.networks import (
+    LEAKY_RELU,
+    DCGANDiscriminator,
+    DCGANGenerator,
+    Maxout,
+    accuracy,
+    mlp,
+    predict,
+    strided_network,
+)
 
-SAMPLES = 2_500
-LOOKS = 25  # at the scores while a cell is played
+LOOKS = 20  # at the scores while a cell is played
 AVERAGE = 0.99  # of the weights: the step decays to 0, and 0.999 would mix in early ones
 
 
-class Mixture(NamedTuple):
+class Table(NamedTuple):
     """What is special to one table: the size of samples and codes, and RpGAN's γ.
 
-    ``hidden`` is the least width of a layer: noise in 700 directions can't pass a narrower one.
-    Introduced in *Mode collapse*.
+    ``samples`` are drawn to be scored. ``hidden`` is the least width of a layer: noise in 700
+    directions can't pass a narrower one. ``digits`` names the data of which three are stacked as
+    the channels of an image, ``side`` pixels wide. Introduced in *Mode collapse*.
     """
 
     features: int
     codes: int
     gamma: float
+    samples: int = 2_500
     hidden: int = 0
+    digits: str = ""
+    side: int = 0
 
 
 TABLES = {
-    "ring": Mixture(2, 2, 0.02),
-    "grid": Mixture(2, 2, 0.1),
-    "high_dimensional": Mixture(1200, 1000, 0.1, 1024),
+    "ring": Table(2, 2, 0.02),
+    "grid": Table(2, 2, 0.1),
+    "high_dimensional": Table(1200, 1000, 0.1, hidden=1024),
+    "stacked_digits": Table(3 * 8**2, 100, 1.0, 26_000, digits="digits", side=8),
+    "stacked_mnist": Table(3 * 28**2, 100, 1.0, 26_000, digits="mnist", side=28),
 }
 
 
 class Cell(NamedTuple):
     """One cell of the table: what is played, and how long. Introduced in *Mode collapse*.
 
-    ``table`` is a mixture of TABLES, ``method`` one of METHODS, ``pack`` how many samples D sees at
-    a time, ``scale`` one of BUDGETS.
+    ``table`` is one of TABLES, ``method`` one of METHODS, ``pack`` how many samples D sees at
+    a time, ``scale`` a budget of that table.
     """
 
     table: str
@@ -60,7 +75,7 @@ class Cell(NamedTuple):
         """Return the cell. Raises ValueError if there is no such table, method, pack or scale."""
         check_choice("table", self.table, tuple(TABLES))
         check_choice("method", self.method, tuple(METHODS))
-        check_choice("scale", self.scale, tuple(BUDGETS))
+        check_choice("scale", self.scale, tuple(budgets_of(self.table)))
         check_count("pack", self.pack)
         return self
 
@@ -79,24 +94,25 @@ class Method(NamedTuple):
     objective: Callable[..., Any]
     third: str = ""  # "encoder": D judges pairs, or "statistics"
     options: dict[str, Any] = {}  # noqa: RUF012  (read only)
+    one_by_one: bool = False  # D's slope is asked for, so that D can't normalise over a batch
 
 
 METHODS = {
     "gan": Method(gans.non_saturating),
-    "unrolled": Method(gans.unrolled),
+    "unrolled": Method(gans.unrolled, one_by_one=True),
     "ali": Method(gans.ali, "encoder"),
     "veegan": Method(gans.veegan, "encoder"),
     "lfvi": Method(gans.lfvi, "encoder"),
     "mine": Method(gans.informative, "statistics"),
-    "wgan_gp": Method(gans.wasserstein, options={"penalty": 0.1}),
-    "rpgan": Method(gans.relativistic),
+    "wgan_gp": Method(gans.wasserstein, options={"penalty": 0.1}, one_by_one=True),
+    "rpgan": Method(gans.relativistic, one_by_one=True),
 }
 
 
 class Budget(NamedTuple):
     """How long is played, in rounds of ``size`` samples, with which networks and steps.
 
-    Introduced in *Mode collapse*.
+    ``pace`` is the length of D's steps as a share of the others'. Introduced in *Mode collapse*.
     """
 
     rounds: int
@@ -104,13 +120,61 @@ class Budget(NamedTuple):
     hidden: int
     lr: float
     betas: tuple[float, float]
+    pace: float = 1.0
 
 
 BUDGETS = {
     "quick": Budget(2_000, 128, 64, 1e-3, (0.5, 0.99)),
+    "slow": Budget(2_000, 128, 64, 1e-3, (0.5, 0.99), 0.1),  # the pace of Metz et al.
+    "small_batch": Budget(25_000, 128, 128, 1e-3, (0.5, 0.99)),
     "reduced": Budget(25_000, 512, 128, 1e-3, (0.5, 0.99)),
     "paper": Budget(400_000, 100, 400, 1e-4, (0.8, 0.999)),  # PacGAN's
 }
+IMAGE_BUDGETS = {  # ``hidden`` are the maps of D's first layer
+    "quick": Budget(1_000, 64, 16, 5e-4, (0.5, 0.99)),
+    "reduced": Budget(8_000, 64, 32, 2e-4, (0.5, 0.99)),
+    "paper": Budget(100_000, 64, 64, 2e-4, (0.5, 0.999)),  # PacGAN's
+}
+
+
+def budgets_of(table: str) -> dict[str, Budget]:
+    """Return the budgets of ``table`` by their scale. Introduced in *Mode collapse*."""
+    return IMAGE_BUDGETS if TABLES[table].digits else BUDGETS
+
+
+def budget_of(cell: Cell, **changed: Any) -> Budget:
+    """Return how long ``cell`` is played, with parts of it replaced: batches are whole packs.
+
+    Introduced in *Mode collapse*.
+    """
+    budget = budgets_of(cell.table)[cell.scale]._replace(**changed)
+    return budget._replace(size=budget.size - budget.size % cell.pack)
+
+
+class FlatJudge(nn.Module):
+    """A DCGAN's discriminator of flattened images (N, pack · (pixels + codes)), to (N, outputs).
+
+    With ``codes`` each image is followed by its code, which joins the last map and goes through 200
+    more units (Srivastava et al. 2017). Introduced in *Mode collapse*.
+    """
+
+    def __init__(
+        self, side: int, features: int, pack: int = 1, codes: int = 0, outputs: int = 1,
+        batch_norm: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.side, self.pack = side, pack
+        self.images = DCGANDiscriminator(side, 3 * pack, features, batch_norm=batch_norm)
+        inputs = self.images.head[1].in_features + pack * codes  # type: ignore[union-attr,operator]
+        self.images.head = nn.Sequential()  # another one answers
+        self.answer = mlp(inputs, *[200] * (codes > 0), outputs, activation=LEAKY_RELU)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the answers."""
+        packs, pixels = x.view(len(x), self.pack, -1), 3 * self.side**2
+        images = packs[:, :, :pixels].reshape(len(x), -1, self.side, self.side)
+        codes = packs[:, :, pixels:].flatten(1)
+        return self.answer(torch.cat([self.images.maps(images)[-1].flatten(1), codes], 1))
 
 
 def networks(cell: Cell, hidden: int | None = None) -> tuple[nn.Module, nn.Module, list[nn.Module]]:
@@ -118,12 +182,22 @@ def networks(cell: Cell, hidden: int | None = None) -> tuple[nn.Module, nn.Modul
 
     In the plane at paper scale those of PacGAN's code: G of four layers of 400 with batch
     normalisation, D of three Maxout layers of 200 units and 5 pieces; else two hidden layers, of
-    ``hidden`` units if that is given. Introduced in *Mode collapse*.
+    ``hidden`` units if that is given. Stacked digits are made and judged by convolutional networks
+    whose images are flattened at their edges. Introduced in *Mode collapse*.
     """
-    method, (features, codes, _, least) = METHODS[cell.method], TABLES[cell.table]
-    hidden = hidden or max(BUDGETS[cell.scale].hidden, least)
-    seen = (features + codes * (method.third == "encoder")) * cell.pack
+    method, table = METHODS[cell.method], TABLES[cell.table]
+    features, codes, least = table.features, table.codes, table.hidden
+    hidden = hidden or max(budget_of(cell).hidden, least)
     third: list[nn.Module] = []
+    if table.digits:
+        judge = partial(FlatJudge, table.side, hidden)
+        joint = codes * (method.third == "encoder")
+        image_D = judge(cell.pack, joint, batch_norm=not method.one_by_one)
+        image_G = nn.Sequential(DCGANGenerator(table.side, 3, hidden, codes), nn.Flatten())
+        others = {"encoder": {"outputs": codes}, "statistics": {"codes": codes}}
+        third = [judge(**others[method.third])] if method.third else []
+        return gans.Packed(image_D, cell.pack), image_G, third
+    seen = (features + codes * (method.third == "encoder")) * cell.pack
     if method.third:
         encoder = method.third == "encoder"
         inputs, outputs = (features, codes) if encoder else (features + codes, 1)
@@ -146,14 +220,43 @@ def options(cell: Cell) -> dict[str, Any]:
 
 
 def score(cell: Cell, samples: Tensor, data: Data) -> ModeScores:
-    """Return how ``samples`` cover the mixture of ``cell``, of which ``data`` is a sample.
+    """Return how ``samples`` cover the modes of ``cell``, of which ``data`` is a sample.
 
-    Introduced in *Mode collapse*.
+    The quality of stacked digits is the share of images whose three digits are each read with a
+    probability of at least 0.9. Introduced in *Mode collapse*.
     """
+    if side := TABLES[cell.table].side:
+        reader, _ = digit_reader(TABLES[cell.table].digits)
+        images = samples.view(-1, 3, side, side)
+        modes, divergence = stacked_mode_scores(images, lambda x: predict(reader, x).argmax(1))
+        sure = predict(reader, images.reshape(-1, 1, side, side)).amax(1).view(-1, 3).amin(1) >= 0.9
+        return ModeScores(modes, sure.float().mean().item(), divergence)
     centres = data.extras["centres"]
     if cell.table == "high_dimensional":
         return embedded_mode_scores(samples, centres)
     return mode_scores(samples, centres, data.extras["sd"][0, 0].item())
+
+
+@cache
+def digit_reader(name: str) -> tuple[nn.Module, float]:
+    """Return a classifier of the digits ``name`` and its accuracy on those held out.
+
+    It is trained at the first call, under a seed of its own. Introduced in *Mode collapse*.
+    """
+    train, test = load(name), load(name, split="test")
+    side = train.x.shape[-1]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        mlp_reader = nn.Sequential(nn.Flatten(), mlp(side**2, 128, 10))
+        reader = strided_network() if side == 28 else mlp_reader
+
+        def classification_loss(x: Tensor, y: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(reader(x), y)
+
+        player = Player(reader, classification_loss, lr=2e-3, schedule=cosine, average=0.99)
+        rounds = 3 * len(train) // 100 + 500
+        play([player], minibatches(train.x, train.y, size=100), rounds=rounds, seed=0)
+    return reader.eval(), accuracy(reader, test.x, test.y)
 
 
 def cosine(progress: float) -> float:
@@ -169,28 +272,34 @@ def play_cell(
 ) -> tuple[list[ModeScores], History]:
     """Play ``copies`` games of ``cell``; return the scores of each, and the history.
 
-    Scores are those of 2,500 samples of the generator with averaged weights. ``changed`` replaces
+    Scores are those of the generator with averaged weights. ``changed`` replaces
     parts of the budget, or adds options of the objective. Raises ValueError for a cell that does
     not exist. Introduced in *Mode collapse*.
     """
-    method = METHODS[cell.checked().method]
-    budget = BUDGETS[cell.scale]
-    given = {k: changed.pop(k) for k in budget._fields if k in changed}
-    budget = budget._replace(**given)
-    data, codes = load(cell.table), TABLES[cell.table].codes
+    method, table = METHODS[cell.checked().method], TABLES[cell.table]
+    given = {k: changed.pop(k) for k in Budget._fields if k in changed}
+    budget, data = budget_of(cell, **given), load(cell.table)
+    if table.digits:
+        digit_reader(table.digits)  # before the game: it is a game itself
     torch.manual_seed(seed)
     D, G, third = networks(cell, budget.hidden if "hidden" in given else None)
     steps = {"lr": budget.lr, "betas": budget.betas, "schedule": cosine, "average": AVERAGE}
     players = method.objective(D, G, *third, **steps, **(options(cell) | changed))
-    z = torch.randn(SAMPLES, codes, generator=torch.Generator().manual_seed(seed))
-    size = budget.size - budget.size % cell.pack  # so that packs come out even
+    players[0].lr *= budget.pace
+    looks = LOOKS // 4 if table.digits else LOOKS  # 26,000 images take a while to score
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(table.samples, table.codes, generator=generator)
+
+    def scores() -> Tensor:
+        return torch.tensor(score(cell, torch.cat([G(part) for part in z.split(2_500)]), data))
+
+    batches = minibatches(data.x.flatten(1), size=budget.size, noise=table.codes)
     history = play(
-        players, minibatches(data.x, size=size, noise=codes), rounds=budget.rounds,
-        copies=copies, seed=seed, checkpoint=checkpoint, checkpoint_every=2_000,
-        watch={"scores": lambda: torch.tensor(score(cell, G(z), data))},
-        every=max(1, budget.rounds // LOOKS),
+        players, batches, rounds=budget.rounds, copies=copies, seed=seed, checkpoint=checkpoint,
+        checkpoint_every=2_000, watch={"scores": scores}, every=-(-budget.rounds // looks),
     )  # fmt: skip
-    return [score(cell, x, data) for x in history.each(lambda: G(z), averaged=True)], history
+    in_the_end = history.each(scores, averaged=True).tolist()
+    return [ModeScores(int(modes), *rest) for modes, *rest in in_the_end], history
 
 
 def measured(cell: Cell, copies: int, folder: str, **changed: Any) -> dict[str, Any]:
@@ -208,7 +317,7 @@ def measured(cell: Cell, copies: int, folder: str, **changed: Any) -> dict[str, 
     return {
         "cell": cell._asdict(),
         "seeds": list(range(copies)),
-        "settings": BUDGETS[cell.scale]._asdict()
+        "settings": budget_of(cell)._asdict()
         | {"average": AVERAGE, "schedule": "cosine"}
         | options(cell)
         | changed,
