@@ -126,13 +126,13 @@ class Budget(NamedTuple):
 BUDGETS = {
     "quick": Budget(2_000, 128, 64, 1e-3, (0.5, 0.99)),
     "slow": Budget(2_000, 128, 64, 1e-3, (0.5, 0.99), 0.1),  # the pace of Metz et al.
-    "small_batch": Budget(25_000, 128, 128, 1e-3, (0.5, 0.99)),
+    "short": Budget(10_000, 128, 128, 1e-3, (0.5, 0.99)),
     "reduced": Budget(25_000, 512, 128, 1e-3, (0.5, 0.99)),
     "paper": Budget(400_000, 100, 400, 1e-4, (0.8, 0.999)),  # PacGAN's
 }
 IMAGE_BUDGETS = {  # ``hidden`` are the maps of D's first layer
-    "quick": Budget(1_000, 64, 16, 5e-4, (0.5, 0.99)),
-    "reduced": Budget(8_000, 64, 32, 2e-4, (0.5, 0.99)),
+    "quick": Budget(600, 64, 16, 1e-3, (0.5, 0.99)),
+    "reduced": Budget(5_000, 64, 16, 1e-3, (0.5, 0.99)),
     "paper": Budget(100_000, 64, 64, 2e-4, (0.5, 0.999)),  # PacGAN's
 }
 
@@ -165,7 +165,7 @@ class FlatJudge(nn.Module):
         super().__init__()
         self.side, self.pack = side, pack
         self.images = DCGANDiscriminator(side, 3 * pack, features, batch_norm=batch_norm)
-        inputs = self.images.head[1].in_features + pack * codes  # type: ignore[union-attr,operator]
+        inputs = int(self.images.head[1].in_features) + pack * codes  # type: ignore[arg-type]
         self.images.head = nn.Sequential()  # another one answers
         self.answer = mlp(inputs, *[200] * (codes > 0), outputs, activation=LEAKY_RELU)
 
@@ -194,8 +194,8 @@ def networks(cell: Cell, hidden: int | None = None) -> tuple[nn.Module, nn.Modul
         joint = codes * (method.third == "encoder")
         image_D = judge(cell.pack, joint, batch_norm=not method.one_by_one)
         image_G = nn.Sequential(DCGANGenerator(table.side, 3, hidden, codes), nn.Flatten())
-        others = {"encoder": {"outputs": codes}, "statistics": {"codes": codes}}
-        third = [judge(**others[method.third])] if method.third else []
+        if method.third:
+            third = [judge(outputs=codes) if joint else judge(codes=codes)]
         return gans.Packed(image_D, cell.pack), image_G, third
     seen = (features + codes * (method.third == "encoder")) * cell.pack
     if method.third:
