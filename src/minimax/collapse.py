@@ -237,6 +237,15 @@ def score(cell: Cell, samples: Tensor, data: Data) -> ModeScores:
     return mode_scores(samples, centres, data.extras["sd"][0, 0].item())
 
 
+def real_scores(table: str) -> ModeScores:
+    """Return what unseen real data get in ``table``, and so what perfect samples would.
+
+    Introduced in *Mode collapse*.
+    """
+    data = load(table, split="test", count=TABLES[table].samples)
+    return score(Cell(table, "gan"), data.x.flatten(1), data)
+
+
 @cache
 def digit_reader(name: str) -> tuple[nn.Module, float]:
     """Return a classifier of the digits ``name`` and its accuracy on those held out.
@@ -254,8 +263,7 @@ def digit_reader(name: str) -> tuple[nn.Module, float]:
             return nn.functional.cross_entropy(reader(x), y)
 
         player = Player(reader, classification_loss, lr=2e-3, schedule=cosine, average=0.99)
-        rounds = 3 * len(train) // 100 + 500
-        play([player], minibatches(train.x, train.y, size=100), rounds=rounds, seed=0)
+        play([player], minibatches(train.x, train.y, size=100), rounds=2_300, seed=0)
     return reader.eval(), accuracy(reader, test.x, test.y)
 
 
@@ -286,7 +294,9 @@ def play_cell(
     steps = {"lr": budget.lr, "betas": budget.betas, "schedule": cosine, "average": AVERAGE}
     players = method.objective(D, G, *third, **steps, **(options(cell) | changed))
     players[0].lr *= budget.pace
-    looks = LOOKS // 4 if table.digits else LOOKS  # 26,000 images take a while to score
+    every = -(-budget.rounds // LOOKS)
+    if table.digits:
+        every = max(1_000, every)  # 26,000 images take a while to score
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(table.samples, table.codes, generator=generator)
 
@@ -296,7 +306,7 @@ def play_cell(
     batches = minibatches(data.x.flatten(1), size=budget.size, noise=table.codes)
     history = play(
         players, batches, rounds=budget.rounds, copies=copies, seed=seed, checkpoint=checkpoint,
-        checkpoint_every=2_000, watch={"scores": scores}, every=-(-budget.rounds // looks),
+        checkpoint_every=2_000, watch={"scores": scores}, every=every,
     )  # fmt: skip
     in_the_end = history.each(scores, averaged=True).tolist()
     return [ModeScores(int(modes), *rest) for modes, *rest in in_the_end], history
@@ -314,7 +324,7 @@ def measured(cell: Cell, copies: int, folder: str, **changed: Any) -> dict[str, 
     scores, history = play_cell(cell, copies, checkpoint=kept, **changed)
     curve = history.watched["scores"].mean(1)  # over copies: (looks, fields)
     columns = {field: [getattr(one, field) for one in scores] for field in ModeScores._fields}
-    return {
+    record = {
         "cell": cell._asdict(),
         "seeds": list(range(copies)),
         "settings": budget_of(cell)._asdict()
@@ -322,6 +332,7 @@ def measured(cell: Cell, copies: int, folder: str, **changed: Any) -> dict[str, 
         | options(cell)
         | changed,
         "measured": columns,
+        "real": real_scores(cell.table)._asdict(),
         "rounds": history.rounds,
         "curve": {
             field: [round(value, 4) for value in part.tolist()]
@@ -329,3 +340,6 @@ def measured(cell: Cell, copies: int, folder: str, **changed: Any) -> dict[str, 
         },
         "seconds": time.perf_counter() - began,
     }
+    if digits := TABLES[cell.table].digits:
+        record["classifier"] = {"data": digits, "accuracy": digit_reader(digits)[1]}
+    return record
