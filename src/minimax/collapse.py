@@ -128,6 +128,7 @@ BUDGETS = {
     "slow": Budget(2_000, 128, 64, 1e-3, (0.5, 0.99), 0.1),  # the pace of Metz et al.
     "short": Budget(10_000, 128, 128, 1e-3, (0.5, 0.99)),
     "reduced": Budget(25_000, 512, 128, 1e-3, (0.5, 0.99)),
+    "reduced_slow": Budget(25_000, 512, 128, 1e-3, (0.5, 0.99), 0.1),
     "paper": Budget(400_000, 100, 400, 1e-4, (0.8, 0.999)),  # PacGAN's
 }
 IMAGE_BUDGETS = {  # ``hidden`` are the maps of D's first layer
