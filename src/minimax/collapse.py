@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from minimax import gans
 from minimax.coverage import ModeScores, embedded_mode_scores, mode_scores, stacked_mode_scores
 from minimax.data import Data, load
+from minimax.data.mixtures import active_axes
 from minimax.errors import check_choice, check_count
 from minimax.game import History, Player, minibatches, play
 from minimax.networks import (
@@ -54,6 +55,7 @@ TABLES = {
     "ring": Table(2, 2, 0.02),
     "grid": Table(2, 2, 0.1),
     "high_dimensional": Table(1200, 1000, 0.1, hidden=1024),
+    "high_dimensional_120": Table(120, 100, 0.1, hidden=256),
     "stacked_digits": Table(3 * 8**2, 100, 1.0, 26_000, digits="digits", side=8),
     "stacked_mnist": Table(3 * 28**2, 100, 1.0, 26_000, digits="mnist", side=28),
 }
@@ -133,7 +135,7 @@ BUDGETS = {
 }
 IMAGE_BUDGETS = {  # ``hidden`` are the maps of D's first layer
     "quick": Budget(600, 64, 16, 1e-3, (0.5, 0.99)),
-    "reduced": Budget(5_000, 64, 16, 1e-3, (0.5, 0.99)),
+    "reduced": Budget(5_000, 64, 32, 1e-3, (0.5, 0.99)),
     "paper": Budget(100_000, 64, 64, 2e-4, (0.5, 0.999)),  # PacGAN's
 }
 
@@ -155,8 +157,9 @@ def budget_of(cell: Cell, **changed: Any) -> Budget:
 class FlatJudge(nn.Module):
     """A DCGAN's discriminator of flattened images (N, pack · (pixels + codes)), to (N, outputs).
 
-    With ``codes`` each image is followed by its code, which joins the last map and goes through 200
-    more units (Srivastava et al. 2017). Introduced in *Mode collapse*.
+    With ``codes`` each image is followed by its code, which joins the last map (Srivastava et al.
+    2017). A layer of 200 units looks at all of it: without one, D judges patches, and samples have
+    strokes but are no digits. Introduced in *Mode collapse*.
     """
 
     def __init__(
@@ -168,7 +171,7 @@ class FlatJudge(nn.Module):
         self.images = DCGANDiscriminator(side, 3 * pack, features, batch_norm=batch_norm)
         inputs = int(self.images.head[1].in_features) + pack * codes  # type: ignore[arg-type]
         self.images.head = nn.Sequential()  # another one answers
-        self.answer = mlp(inputs, *[200] * (codes > 0), outputs, activation=LEAKY_RELU)
+        self.answer = mlp(inputs, 200, outputs, activation=LEAKY_RELU)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the answers."""
@@ -233,8 +236,8 @@ def score(cell: Cell, samples: Tensor, data: Data) -> ModeScores:
         sure = predict(reader, images.reshape(-1, 1, side, side)).amax(1).view(-1, 3).amin(1) >= 0.9
         return ModeScores(modes, sure.float().mean().item(), divergence)
     centres = data.extras["centres"]
-    if cell.table == "high_dimensional":
-        return embedded_mode_scores(samples, centres)
+    if cell.table.startswith("high_dimensional"):
+        return embedded_mode_scores(samples, centres, active_axes(samples.shape[1]))
     return mode_scores(samples, centres, data.extras["sd"][0, 0].item())
 
 

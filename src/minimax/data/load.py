@@ -54,9 +54,10 @@ def load(name: str, split: str = "train", **options: Any) -> Any:
 
     Embedded: digits (option ``size``, in pixels), stacked_digits (three as channels), photographs,
     drawn signs, faces, turning_faces (films of three frames), scenes (with label maps for classes),
-    eyes (with their gaze), ring, grid, high_dimensional, one_dimensional, messages. Downloaded
-    through torchvision and kept in the cache: mnist, stacked_mnist, fashion_mnist, cifar10, svhn,
-    gtsrb, celeba. Only from the folder MINIMAX_DATA: lsun_bedroom, and the local forms
+    eyes (with their gaze), ring, grid, high_dimensional (of 1,200 axes), high_dimensional_120,
+    one_dimensional, messages. Downloaded through torchvision and kept in the cache: mnist,
+    stacked_mnist, fashion_mnist, cifar10, svhn, gtsrb, celeba. Only from the folder MINIMAX_DATA:
+    lsun_bedroom, and the local forms
     cifar10_jpeg, cifar10_lossless, cmu_faces, facades, gtsrb_subset, imagenet_photographs,
     sms_spam. The result is a ``Data`` with float32 images in [0, 1] of shape (N, channels, height,
     width); celeba and lsun_bedroom, too large for memory, are torchvision's own data sets of such
@@ -387,6 +388,7 @@ READERS: dict[str, Reader] = {
     "ring": partial(_mixture, mixtures.ring),
     "grid": partial(_mixture, mixtures.grid),
     "high_dimensional": partial(_mixture, mixtures.high_dimensional),
+    "high_dimensional_120": partial(_mixture, partial(mixtures.high_dimensional, axes=120)),
     "one_dimensional": partial(_mixture, mixtures.one_dimensional),
     "messages": drawn_messages,
     "signs": _signs,
@@ -416,7 +418,8 @@ OPTIONS = {
     "stacked_mnist": ("count",),
     "ring": ("count", "modes", "radius", "sd"),
     "grid": ("count", "sd"),
-    "high_dimensional": ("count",),
+    "high_dimensional": ("count", "axes"),
+    "high_dimensional_120": ("count",),
     "one_dimensional": ("count", "means", "sds", "weights"),
     "messages": ("count",),
     "signs": ("count", "size"),
