@@ -131,6 +131,7 @@ BUDGETS = {
     "short": Budget(10_000, 128, 128, 1e-3, (0.5, 0.99)),
     "reduced": Budget(25_000, 512, 128, 1e-3, (0.5, 0.99)),
     "reduced_slow": Budget(25_000, 512, 128, 1e-3, (0.5, 0.99), 0.1),
+    "long": Budget(40_000, 512, 128, 1e-3, (0.5, 0.99)),
     "paper": Budget(400_000, 100, 400, 1e-4, (0.8, 0.999)),  # PacGAN's
 }
 IMAGE_BUDGETS = {  # ``hidden`` are the maps of D's first layer
@@ -157,9 +158,9 @@ def budget_of(cell: Cell, **changed: Any) -> Budget:
 class FlatJudge(nn.Module):
     """A DCGAN's discriminator of flattened images (N, pack · (pixels + codes)), to (N, outputs).
 
-    With ``codes`` each image is followed by its code, which joins the last map (Srivastava et al.
-    2017). A layer of 200 units looks at all of it: without one, D judges patches, and samples have
-    strokes but are no digits. Introduced in *Mode collapse*.
+    A layer of 200 units sees the whole last map: without it D would add up what it thinks of
+    patches. With ``codes`` each image is followed by its code, which joins that map (Srivastava et
+    al. 2017). Introduced in *Mode collapse*.
     """
 
     def __init__(
