@@ -103,6 +103,16 @@ def test_real_data_get_what_the_formula_says(name, modes):
     assert scores.reverse_kl < 3 * reverse_kl_floor(modes, TABLES[name].samples)
 
 
+def test_real_data_in_120_dimensions_get_what_chi_squared_says():
+    half = torch.tensor(35.0)  # 70 axes with noise; its mean square is to be in [0.8², 1.2²]
+    low, high = (torch.special.gammainc(half, half * edge**2) for edge in (0.8, 1.2))
+    # Of 10 modes 3 have neighbours 0.25 away, 4 in all: noise of sd √70 must not sum up to 15.
+    lost = 4 / 10 * (1 - torch.special.ndtr(torch.tensor(15 / 70**0.5)))
+    scores = real_scores("high_dimensional_120")
+    assert scores.modes == 10
+    assert scores.quality == pytest.approx(((high - low) * (1 - lost)).item(), abs=0.01)
+
+
 def test_real_stacked_digits_show_every_number():
     _, accuracy = digit_reader("digits")
     scores = real_scores("stacked_digits")

@@ -65,6 +65,15 @@ def test_high_dimensional_is_what_makes_within_ten_deviations_impossible():
     assert torch.cdist(data.x, data.extras["centres"]).argmin(1).equal(data.y)
 
 
+def test_a_likeness_of_it_has_fewer_axes():
+    data = load("high_dimensional_120", count=500)
+    delta = data.x - data.extras["centres"][data.y]
+    assert data.x.shape == (500, 120) and len(data.extras["centres"]) == 10
+    assert delta[:, 70:].abs().max() < 1e-6 < delta[:, 69].std()
+    with pytest.raises(ValueError, match="axes is 11"):
+        load("high_dimensional", axes=11)
+
+
 def test_one_dimensional_mixture():
     data = load("one_dimensional", count=50_000, means=(-1, 3), sds=(0.5, 1), weights=(1, 3))
     assert data.x.shape == (50_000, 1)
