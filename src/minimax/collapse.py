@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from minimax import gans
 from minimax.coverage import ModeScores, embedded_mode_scores, mode_scores, stacked_mode_scores
 from minimax.data import Data, load
-from minimax.data.mixtures import active_axes
 from minimax.errors import check_choice, check_count
 from minimax.game import History, Player, minibatches, play
 from minimax.networks import (
@@ -236,10 +235,11 @@ def score(cell: Cell, samples: Tensor, data: Data) -> ModeScores:
         modes, divergence = stacked_mode_scores(images, lambda x: predict(reader, x).argmax(1))
         sure = predict(reader, images.reshape(-1, 1, side, side)).amax(1).view(-1, 3).amin(1) >= 0.9
         return ModeScores(modes, sure.float().mean().item(), divergence)
-    centres = data.extras["centres"]
-    if cell.table.startswith("high_dimensional"):
-        return embedded_mode_scores(samples, centres, active_axes(samples.shape[1]))
-    return mode_scores(samples, centres, data.extras["sd"][0, 0].item())
+    centres, sd = data.extras["centres"], data.extras["sd"][0]
+    active = int((sd > 0).sum())
+    if active < len(sd):  # without noise in the other axes
+        return embedded_mode_scores(samples, centres, active)
+    return mode_scores(samples, centres, sd[0].item())
 
 
 def real_scores(table: str) -> ModeScores:

@@ -57,13 +57,12 @@ def load(name: str, split: str = "train", **options: Any) -> Any:
     eyes (with their gaze), ring, grid, high_dimensional (of 1,200 axes), high_dimensional_120,
     one_dimensional, messages. Downloaded through torchvision and kept in the cache: mnist,
     stacked_mnist, fashion_mnist, cifar10, svhn, gtsrb, celeba. Only from the folder MINIMAX_DATA:
-    lsun_bedroom, and the local forms
-    cifar10_jpeg, cifar10_lossless, cmu_faces, facades, gtsrb_subset, imagenet_photographs,
-    sms_spam. The result is a ``Data`` with float32 images in [0, 1] of shape (N, channels, height,
-    width); celeba and lsun_bedroom, too large for memory, are torchvision's own data sets of such
-    images (option ``size``), and the two with texts are ``Messages``. Raises ValueError for an
-    unknown name, split or option; DataError if the data can't be had or are damaged. Introduced in
-    *How to use this book*.
+    lsun_bedroom, and the local forms cifar10_jpeg, cifar10_lossless, cmu_faces, facades,
+    gtsrb_subset, imagenet_photographs, sms_spam. The result is a ``Data`` with float32 images in
+    [0, 1] of shape (N, channels, height, width); celeba and lsun_bedroom, too large for memory, are
+    torchvision's own data sets of such images (option ``size``), and the two with texts are
+    ``Messages``. Raises ValueError for an unknown name, split or option; DataError if the data
+    can't be had or are damaged. Introduced in *How to use this book*.
     """
     check_choice("name", name, names())
     check_choice("split", split, ("train", "test"))

@@ -37,13 +37,9 @@ def high_dimensional(split: str, count: int = 10_000, axes: int = 1200) -> Mixtu
     Of any number of ``axes``, seven in twelve have noise.
     """
     centres = torch.tensor([-1, -0.5, 0, 0.5, -2, -2.5, 10, 0.25, -13, -5.5])
-    noise = (torch.arange(check_count("axes", axes, at_least=12)) < active_axes(axes)).float()
+    check_count("axes", axes, at_least=12)
+    noise = (torch.arange(axes) < 7 * axes // 12).float()
     return sample(split, count, centres[:, None].expand(-1, axes), noise)
-
-
-def active_axes(axes: int) -> int:
-    """Return how many of the ``axes`` of ``high_dimensional`` have noise."""
-    return 7 * axes // 12
 
 
 def one_dimensional(
