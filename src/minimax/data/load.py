@@ -371,7 +371,7 @@ CIFAR10_JPEG = Need("cifar10_jpeg", "18 MB", "digits")
 CIFAR10_LOSSLESS = Need("cifar10_lossless", "11 MB", "digits")
 CMU_FACES = Need("cmu_faces", "2 MB", "")
 FACADES = Need("facades", "20 MB", "")
-FACADE_COLOURS = [
+FACADE_COLOURS = [  # of the twelve classes: medians over the lossy maps
     (0, 0, 222), (0, 48, 255), (2, 127, 255), (1, 207, 255), (34, 254, 226), (112, 253, 146),
     (192, 255, 63), (253, 240, 6), (255, 159, 2), (253, 80, 1), (248, 2, 3), (174, 0, 1),
 ]  # fmt: skip
