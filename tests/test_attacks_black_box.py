@@ -103,7 +103,7 @@ def test_hop_skip_jump_needs_labels_only_and_gets_nearer_with_queries(network, o
 
 def test_refusals(network, oracle, digits):
     x, y = digits[0][:4], predict(network, digits[0][:4]).argmax(1)
-    with pytest.raises(ValueError, match="start is 'labelled"):
+    with pytest.raises(ValueError, match="start is labelled"):
         hop_skip_jump(oracle, x, y, x)
     with pytest.raises(ValueError, match=r"start is \(2, 1, 8, 8\)"):
         hop_skip_jump(oracle, x, y, x[:2])

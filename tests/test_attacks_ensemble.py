@@ -161,7 +161,8 @@ def test_bad_arguments_are_named(options, named):
 
 def test_a_label_outside_is_named():
     with pytest.raises(ValueError, match="from 0 to 3"):
-        auto_attack(mlp(6, 4), torch.rand(4, 6), torch.full((4,), 7), 0.1)
+        model = nn.Sequential(nn.Flatten(), mlp(6, 4))
+        auto_attack(model, torch.rand(4, 1, 2, 3), torch.full((4,), 7), 0.1)
 
 
 def test_cross_entropy_is_what_apgd_raises(network, digits):

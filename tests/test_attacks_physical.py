@@ -49,6 +49,58 @@ def test_the_camera_is_differentiable():
     assert (gradient != 0).float().mean() > 0.5
 
 
+def test_the_gradient_passes_the_codec_as_if_it_were_not_there():
+    still = camera(perspective=0, blur=0, exposure=0, noise=0, quality=(30, 30))
+    x = (torch.rand(2, 3, 16, 16) / 2 + 0.25).requires_grad_()
+    weights = torch.randn(2, 3, 16, 16)
+    seen = still(x)
+    (gradient,) = torch.autograd.grad((seen * weights).sum(), x)
+    assert torch.allclose(gradient, weights, atol=1e-3)
+    assert (seen - x).abs().max() > 0.05  # what is returned has been through it
+
+
+def test_exposure_contrast_and_noise_are_as_large_as_said():
+    torch.manual_seed(0)
+    still = {"perspective": 0, "blur": 0, "exposure": 0, "noise": 0, "quality": (100, 100)}
+    grey = torch.full((1, 1, 32, 32), 0.5)
+    halves = torch.cat([grey - 0.2, grey + 0.2], 3)
+    exposed = camera(**still | {"exposure": 0.2})
+    bright = torch.tensor([exposed(grey).mean().item() for _ in range(60)])
+    assert 0.39 < bright.min() < 0.42 and 0.58 < bright.max() < 0.61
+    seen = [exposed(halves) for _ in range(60)]
+    apart = torch.stack([(s[..., 40:].mean() - s[..., :24].mean()) / s.mean() for s in seen])
+    assert 0.62 < apart.min() < 0.68 and 0.92 < apart.max() < 0.98  # 0.8 ± 20 %
+    noisy = camera(**still | {"noise": 0.05})(grey.expand(4, 1, 32, 32))
+    assert noisy.std().item() == pytest.approx(0.05, rel=0.1)
+
+
+def test_the_camera_takes_grey_and_coloured_pictures_of_either_precision():
+    for shape in ((2, 1, 9, 5), (1, 3, 3, 3)):
+        for kind in (torch.float32, torch.float64):
+            seen = camera()(torch.rand(shape, dtype=kind))
+            assert seen.shape == shape and seen.dtype == kind
+            assert seen.min() >= 0 and seen.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.rand(2, 4, 32, 32), r"x is of shape \(2, 4, 32, 32\); .* \(N, 1 or 3, H, W\)"),
+        (torch.rand(2, 2, 32, 32), r"x is of shape \(2, 2, 32, 32\)"),
+        (torch.rand(3, 32, 32), r"x is of shape \(3, 32, 32\)"),
+        (torch.rand(2, 3, 2, 2), "H and W at least 3"),
+        (torch.rand(2, 3, 8, 8) * 255, "x is between"),
+        (torch.rand(2, 3, 8, 8) * 2 - 1, "x is between -"),
+        (torch.rand(2, 3, 8, 8) / 0, "x is between inf"),
+        ((torch.rand(2, 3, 8, 8) * 255).byte(), "torch.uint8"),
+        (torch.rand(0, 3, 8, 8), "a non-empty batch"),
+    ],
+)
+def test_what_cannot_be_printed_is_refused(x, message):
+    with pytest.raises(ValueError, match=message):
+        camera()(x)
+
+
 def test_through_averages_log_probabilities():
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     shifts = iter([0.0, 0.5])
@@ -82,6 +134,15 @@ def test_the_destruction_rate_counts_what_was_adversarial():
     assert math.isnan(destruction_rate(clean, clean, clean))
     with pytest.raises(ValueError, match="of one shape"):
         destruction_rate(clean, attacked[:2], photographed)
+    for wrong in (clean.long(), clean.float()):
+        with pytest.raises(ValueError, match=r"attacked is \(5,\) torch\..*: is each answer right"):
+            destruction_rate(clean, wrong, photographed)
+
+
+def test_an_image_read_wrongly_from_the_start_is_never_counted():
+    wrong, right = torch.tensor([False, True]), torch.tensor([True, True])
+    assert destruction_rate(wrong, ~right, right) == 1.0
+    assert math.isnan(destruction_rate(wrong, torch.tensor([False, True]), right))
 
 
 def test_the_drawn_signs():
@@ -122,6 +183,16 @@ def test_a_sticker_covers_its_mask_only():
     assert torch.equal(covered[0, :3, 4:8, 3:12], sticker.colours()[:, 4:8, 3:12])
     with pytest.raises(ValueError, match="mask is"):
         Sticker(torch.zeros(16, 16))
+    for wrong in (mask * 255, mask - 1, mask / 0):
+        with pytest.raises(ValueError, match=r"mask is between .* between 0 and 1"):
+            Sticker(wrong)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 16, 16), (2, 2, 16, 16), (3, 16, 16), (2, 3, 16, 1)])
+def test_a_sticker_wants_signs_in_colour_and_of_its_size(shape):
+    sticker = Sticker(torch.ones(16, 16))
+    with pytest.raises(ValueError, match=r"signs is of shape .*\(N, 3 or more, 16, 16\)"):
+        sticker(torch.rand(shape))
 
 
 def test_non_printability_is_zero_for_what_can_be_printed():
@@ -133,11 +204,30 @@ def test_non_printability_is_zero_for_what_can_be_printed():
     assert torch.allclose(non_printability(neon, mask), by_hand)
 
 
+def test_non_printability_counts_the_pixels_under_the_mask_only():
+    colours, mask = torch.rand(3, 4, 5), torch.zeros(4, 5)
+    mask[1, 2] = mask[3, 0] = 1
+    both = [non_printability(colours[:, r, c].view(3, 1, 1), torch.ones(1, 1)) for r, c in
+            ((1, 2), (3, 0))]  # fmt: skip
+    assert non_printability(colours, mask).item() == pytest.approx(sum(both).item() / 2)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: non_printability(torch.rand(3, 2, 2), torch.zeros(2, 2)), r"mask is \(2, 2\)"),
+        (lambda: non_printability(torch.rand(3, 2, 2), torch.ones(2, 3)), r"mask is \(2, 3\)"),
+        (lambda: non_printability(torch.rand(1, 2, 2), torch.ones(2, 2)), "colours is of shape"),
+        (
+            lambda: non_printability(torch.rand(3, 2, 2), torch.ones(2, 2), torch.rand(0, 3)),
+            "printable is of shape",
+        ),
         (lambda: camera(noise=-1), "noise is -1"),
+        (lambda: camera(blur=math.nan), "blur is nan"),
         (lambda: camera(quality=(90, 50)), r"quality is \(90, 50\)"),
+        (lambda: camera(quality=(50.5, 90)), r"quality is \(50\.5, 90\)"),
+        (lambda: camera(quality=75), "quality is 75; it has to be two whole numbers"),
+        (lambda: camera(quality=(0, 101)), r"quality is \(0, 101\)"),
         (lambda: Through(nn.Identity(), nn.Identity(), views=0), "views is 0"),
         (lambda: fronts(2), "size is 2"),
         (lambda: load("signs", count=0), "count is 0"),

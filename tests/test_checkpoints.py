@@ -1,17 +1,23 @@
 """Checkpoints: a game that was killed ends as one that was not; bad files are named and passed."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.functional import cross_entropy
 
 from conftest import ROOT
+from minimax.game import Player, checkpoints, minibatches, play
+from minimax.networks import mlp
 
 GAME = """
 import sys, time, torch
@@ -97,7 +103,7 @@ def copy_of(whole, tmp_path):
 
 
 def test_two_checkpoints_are_kept_and_nothing_else(whole):
-    names = sorted(path.name for path in (whole / "kept").iterdir())
+    names = sorted(path.name for path in (whole / "kept").iterdir() if path.name != ".lock")
     rounds = ("round-00000035", "round-00000040")
     assert names == [r + e for r in rounds for e in (".json", ".safetensors")]
 
@@ -127,10 +133,10 @@ def test_a_foreign_checkpoint_is_named_and_the_one_before_it_is_used(whole, tmp_
     folder = copy_of(whole, tmp_path)
     path = folder / "round-00000040.json"
     record = json.loads(path.read_text())
-    record["game"]["players"][1]["lr"] = 0.5
+    record["game"]["players"][1]["options"]["lr"] = 0.5
     path.write_text(json.dumps(record))
     _, err = finish(start(folder, 0, tmp_path / "result"))
-    assert "belongs to another game: players 2 lr is 0.5 there and 0.001 here" in err
+    assert "belongs to another game: players 2 options lr is 0.5 there and 0.001 here" in err
     again, expected = load_file(tmp_path / "result"), load_file(whole / "result")
     assert all(torch.equal(value, again[name]) for name, value in expected.items())
 
@@ -151,3 +157,176 @@ def test_a_finished_game_is_not_played_again(whole, tmp_path):
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     finish(start(folder, 0, tmp_path / "result"))
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+X = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0] > 0).long()
+
+
+def short(folder, rounds=20, size=32, x=X, net=None, batches=None, options=None, **changes):
+    """A game small enough to be played in this process; returns its end weights."""
+    torch.manual_seed(0)
+    net = net or mlp(2, 8, 2)
+
+    def the_loss(x, y):
+        return cross_entropy(net(x), y)
+
+    decay = partial(torch.optim.AdamW, weight_decay=changes.pop("weight_decay", 0.0))
+    player = Player(net, the_loss, **({"optimiser": decay} | changes))
+    batches = batches or minibatches(x, Y, size=size)
+    options = {"checkpoint_every": 5, "seed": 0} | (options or {})
+    play([player], batches, rounds=rounds, checkpoint=folder, **options)
+    return torch.cat([weight.detach().flatten() for weight in net.parameters()])
+
+
+def rounds_in(folder):
+    return [int(name.removeprefix("round-").removesuffix(".json")) for name in kept(folder)]
+
+
+def test_new_checkpoints_survive_beside_damaged_ones(tmp_path):
+    short(tmp_path, rounds=40)
+    for path in tmp_path.glob("*.safetensors"):
+        path.write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="is refused: its tensors are damaged"):
+        expected = short(tmp_path, rounds=20)
+    assert {15, 20} <= set(rounds_in(tmp_path))
+    with pytest.warns(UserWarning, match="round-00000040.json is refused"):
+        again = short(tmp_path, rounds=20)
+    assert torch.equal(again, expected)
+
+
+def test_a_checkpoint_that_was_damaged_and_is_written_again_counts(tmp_path):
+    short(tmp_path, rounds=10)
+    for path in tmp_path.glob("*.safetensors"):
+        path.write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="damaged"):
+        expected = short(tmp_path, rounds=10)
+    assert torch.equal(short(tmp_path, rounds=10), expected)
+    assert rounds_in(tmp_path) == [5, 10]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_folder_that_can_not_be_made_is_refused_before_the_first_round(tmp_path, inside):
+    file = tmp_path / "game.pt"
+    file.write_text("x")
+
+    def never(generator):
+        raise AssertionError("a round was played")
+
+    with pytest.raises(
+        ValueError, match=r"checkpoint is .* a folder that can be written"
+    ):
+        short(file / "in it" if inside else file, batches=never)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"size": 4}, r"batches is giving shapes \[\[4, 2\], \[4\]\].* giving \[\[32, 2\]"),
+        ({"weight_decay": 0.5}, "options weight_decay is 0.0 there and 0.5 here"),
+        ({"optimiser": torch.optim.Adam}, "optimiser is 'AdamW' there and 'Adam' here"),
+        ({"schedule": lambda share: 0.1}, "another game: "),
+        ({"lr": 0.5}, "options lr is 0.001 there and 0.5 here"),
+        ({"betas": (0.5, 0.9)}, "options betas 1 is 0.9 there and 0.5 here"),
+        ({"turns": 2}, "turns is 1 there and 2 here"),
+        ({"clip": 1.0}, "clip is None there and 1.0 here"),
+        ({"average": 0.5}, "average is None there and 0.5 here"),
+        ({"net": nn.Sequential(nn.BatchNorm1d(2), mlp(2, 8, 2))}, "another game: "),
+        ({"options": {"key": "other data"}}, "key is None there and 'other data' here"),
+        ({"options": {"seed": 1}}, "seed is 0 there and 1 here"),
+        ({"options": {"copies": 2}}, "copies is None there and 2 here"),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:The checkpoint")
+def test_another_game_is_refused_by_what_differs(tmp_path, change, named):
+    short(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=named):
+        short(tmp_path, rounds=40, **change)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.filterwarnings("ignore:The checkpoint")
+def test_more_rounds_may_be_played_unless_a_schedule_hangs_on_them(tmp_path):
+    whole = short(tmp_path / "whole", rounds=30)
+    short(tmp_path / "parts", rounds=20)
+    assert torch.equal(short(tmp_path / "parts", rounds=30), whole)
+    fading = {"schedule": lambda share: 1 - share}
+    short(tmp_path / "fading", rounds=20, **fading)
+    with pytest.raises(ValueError, match="rounds is 20 there and 30 here"):
+        short(tmp_path / "fading", rounds=30, **fading)
+
+
+def test_a_batch_is_drawn_once_when_a_game_goes_on(tmp_path):
+    draw, drawn = minibatches(X, Y, size=32), []
+
+    def counting(generator):
+        drawn.append(draw(generator))
+        return drawn[-1]
+
+    short(tmp_path, rounds=20, batches=counting)
+    short(tmp_path, rounds=30, batches=counting)
+    assert len(drawn) == 30
+    in_one, drawn[:] = list(drawn), []
+    short(tmp_path / "whole", rounds=30, batches=counting)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(in_one, drawn, strict=True))
+
+
+def test_a_checkpoint_of_another_kind_of_device_is_taken_up(tmp_path):
+    """On a GPU the generators' state has another length."""
+    expected = short(tmp_path, rounds=20)
+    for path in tmp_path.glob("*.safetensors"):
+        tensors = load_file(path) | {"random/batches": torch.zeros(1, 16, dtype=torch.uint8)}
+        save_file(tensors, path)
+        record = path.with_suffix(".json")
+        content = json.loads(record.read_text())
+        content["sha256"] = checkpoints.hashlib.sha256(path.read_bytes()).hexdigest()
+        record.write_text(json.dumps(content))
+    assert torch.equal(short(tmp_path, rounds=20), expected)  # finished: nothing is drawn
+    on = [short(tmp_path, rounds=24, options={"checkpoint_every": 100}) for _ in range(1)]
+    assert torch.isfinite(on[0]).all() and not torch.equal(on[0], expected)
+
+
+@pytest.mark.parametrize("kind", [".safetensors", ".json"])
+def test_a_full_disk_leaves_nothing_half_written_and_the_game_goes_on(tmp_path, monkeypatch, kind):
+    expected = short(tmp_path / "whole")
+    write = checkpoints.write_whole
+
+    def full(path, data):
+        if path.suffix == kind and "00000010" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, data)
+
+    monkeypatch.setattr(checkpoints, "write_whole", full)
+    with pytest.warns(UserWarning, match=r"round-00000010.json could not be written .*No space"):
+        assert torch.equal(short(tmp_path / "full"), expected)
+    names = {path.stem for path in (tmp_path / "full").iterdir() if path.name != ".lock"}
+    assert names == {"round-00000015", "round-00000020"}
+
+
+def test_a_second_game_in_the_same_folder_gets_one_sentence(tmp_path):
+    draw, met = minibatches(X, Y, size=32), []
+
+    def meanwhile(generator):
+        if not met:
+            met.append("once")
+            with pytest.raises(ValueError, match="a folder that no other running game uses"):
+                short(tmp_path)
+        return draw(generator)
+
+    short(tmp_path, batches=meanwhile)
+    assert met == ["once"]
+    short(tmp_path)  # free again
+
+
+def test_a_checkpoint_that_somebody_removed_stops_nothing(tmp_path):
+    draw, calls = minibatches(X, Y, size=32), [0]
+
+    def removing(generator):
+        calls[0] += 1
+        for path in tmp_path.glob("round-*") if calls[0] == 12 else ():
+            path.unlink()
+        return draw(generator)
+
+    short(tmp_path, batches=removing)
+    assert rounds_in(tmp_path) == [15, 20]

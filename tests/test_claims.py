@@ -26,6 +26,25 @@ def test_a_claim_needs_evidence():
 
 
 @pytest.mark.parametrize(
+    "holds",
+    [
+        float("nan"), np.float32("nan"), torch.tensor(float("nan")), torch.tensor([True, True]),
+        np.array([True, False]), torch.tensor([]), torch.tensor([[float("nan")]]),
+    ],
+)  # fmt: skip
+def test_a_claim_rests_on_one_truth_value(holds, shown):
+    with pytest.raises(ValueError, match=r"claim 'It is so' rests on .* has to be true or false"):
+        claim("It is so", holds, share=0.5)
+    assert shown == []
+
+
+@pytest.mark.parametrize("holds", [True, 1, np.True_, torch.tensor([True]), "yes", [0]])
+def test_whatever_has_a_truth_value_can_hold(holds, shown):
+    claim("It is so", holds, share=0.5)
+    assert len(shown) == 1
+
+
+@pytest.mark.parametrize(
     ("value", "text"),
     [
         (None, "–"), (0.123456, "0.1235"), (3, "3"), ("a", "a"), (np.float32(0.5), "0.5"),

@@ -25,7 +25,9 @@ from minimax.collapse import (
     real_scores,
 )
 from minimax.coverage import PERFECT_QUALITY, reverse_kl_floor
+from minimax.game.engine import seed_of
 from minimax.networks import reinitialise
+from minimax.recorded import provenance
 from minimax.reproduce import record_cells
 
 SHORT = {"rounds": 20, "size": 16, "hidden": 8}
@@ -62,7 +64,7 @@ def first_step(scale):
     _, history = play_cell(Cell("ring", "gan", scale=scale), copies=1, rounds=1, size=16, hidden=8)
     players = history._game.arena.networks
     after = [parameters_to_vector(network.parameters()) for network in players]
-    torch.manual_seed(0)  # that of the first copy
+    torch.manual_seed(seed_of(0, 0))  # that of the first copy
     for network in players:
         reinitialise(network)
     before = [parameters_to_vector(network.parameters()) for network in players]
@@ -150,6 +152,7 @@ def test_a_cell_that_does_not_exist_is_refused_by_name():
         (Cell("ring", "vegan"), "method is 'vegan'"),
         (Cell("ring", "gan", 0), "pack is 0"),
         (Cell("ring", "gan", 1, "huge"), "scale is 'huge'"),
+        (Cell("ring", "gan", 500), "pack is 500; it has to be at most 128, the size of a batch"),
     ]:
         with pytest.raises(ValueError, match=name):
             play_cell(cell)
@@ -160,10 +163,12 @@ def test_a_recorded_cell_is_not_played_again(tmp_path, monkeypatch):
     cell = Cell("ring", "gan")
     record_cells([cell], 2, tmp_path, **SHORT)
     path = tmp_path / f"{cell.name}.json"
-    record = json.loads(path.read_text())
+    record = json.loads(path.read_text("utf-8"))
     assert {"date", "commit", "device", "torch", "seconds"} <= set(record)
-    assert record["seeds"] == [0, 1] and len(record["measured"]["quality"]) == 2
+    assert record["seeds"] == [0] and record["copies"] == 2
+    assert len(record["measured"]["quality"]) == 2
     assert record["settings"]["rounds"] == 20
+    assert provenance(record).split(" on ")[1].split(", ", 1)[1].startswith("seed 0, 2 copies, ")
     assert record["real"]["modes"] == 8 and len(record["curve"]["modes"]) == 21
     before = path.stat().st_mtime_ns
     record_cells([cell], 2, tmp_path, **SHORT)
@@ -174,7 +179,7 @@ def started(folder, *arguments):
     """Start the command line in a process whose checkpoints and records go to ``folder``."""
     folder.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "minimax.reproduce", "mode_collapse", "--table", "ring"]
-    command += ["--scale", "quick", "--copies", "2", "--out", str(folder), *arguments]
+    command += ["--scale", "quick", "--copies", "2", "--out", str(folder), "--dirty", *arguments]
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"TMPDIR": str(folder)})
 
 
@@ -193,13 +198,44 @@ def test_a_killed_cell_goes_on_to_the_same_numbers(tmp_path):
     wait_for(lambda: list(killed.rglob("*.safetensors")), process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not list(killed.glob("*.json"))
+    assert not list(killed.glob("*.json")) and len(list(killed.glob("minimax-*"))) == 1
     records = []
     for folder in (killed, whole):
         assert started(folder, *game).wait() == 0
         (path,) = folder.glob("*.json")
-        records.append(json.loads(path.read_text()))
+        records.append(json.loads(path.read_text("utf-8")))
+        assert not list(folder.glob("minimax-*"))  # the same were taken up, and are gone
     assert records[0]["measured"] == records[1]["measured"]
+
+
+BAD, GOOD = Cell("ring", "gan", 500), Cell("ring", "gan")
+
+
+def test_a_cell_that_fails_costs_only_itself(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(SystemExit, match=rf"^1 of 2 cells failed: {BAD.name} .ValueError: pack is"):
+        record_cells([BAD, GOOD], 1, tmp_path, rounds=5)
+    assert [path.stem for path in tmp_path.glob("*.json")] == [GOOD.name]
+    assert "ValueError: pack is 500" in capsys.readouterr().err
+
+
+def test_a_game_that_diverges_costs_only_its_cell(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"2 of 2 cells failed: .*_gan_.*NonFinite.*; .*_ali_"):
+        record_cells([GOOD, Cell("ring", "ali")], 1, tmp_path, rounds=30, lr=1e30)
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_a_cell_that_fails_on_a_cluster_costs_only_itself(tmp_path, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(**options, processes=False) as cluster:
+        address = cluster.scheduler_address
+        with pytest.raises(SystemExit, match=f"1 of 2 cells failed: {BAD.name}"):
+            record_cells([BAD, GOOD], 1, tmp_path, address, rounds=5)
+    assert [path.stem for path in tmp_path.glob("*.json")] == [GOOD.name]
+    assert not list(tmp_path.glob("minimax-*/*.json"))
 
 
 def test_a_cluster_plays_all_cells_though_a_worker_is_killed(tmp_path):

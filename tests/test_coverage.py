@@ -78,13 +78,77 @@ def test_a_collapsed_sample_is_precise_and_covers_little():
     assert precision_recall(fake, real)[1] == precision  # the two change places
 
 
+def test_the_splits_are_as_even_as_can_be():
+    sure = torch.eye(10).repeat(11, 1)
+    assert inception_score(sure[:11])[0] == pytest.approx(1.1)  # two rows, and nine times one
+    mean, sd = inception_score(sure[:101])  # 11 rows, and nine times all ten classes
+    assert 9.9 < mean < 10 and sd < 0.1
+
+
+def test_the_inception_score_is_that_of_each_split_and_so_the_order_counts():
+    in_order = torch.eye(5).repeat_interleave(20, dim=0)
+    assert inception_score(in_order, splits=1)[0] == pytest.approx(5)
+    assert inception_score(in_order, splits=5) == pytest.approx((1, 0))
+    half = torch.cat([torch.eye(4), torch.eye(4)[:1].repeat(4, 1)])
+    assert inception_score(half, splits=2) == pytest.approx((2.5, 1.5))  # of 4 and 1
+
+
+def test_precision_and_recall_by_hand():
+    real = torch.tensor([0.0, 1, 3, 7])[:, None]  # the nearest others are 1, 1, 2 and 4 away
+    fake = torch.tensor([-1.5, -1.0, 3.5, 5.0, 11.0, 11.5])[:, None]  # 0.5, 1.5 and 0.5 away
+    assert precision_recall(real, fake, k=1) == pytest.approx((4 / 6, 1 / 4))
+
+
+def test_precision_and_recall_are_the_same_far_from_the_origin_and_in_either_precision():
+    torch.manual_seed(0)
+    near = [torch.randn(200, 64, dtype=torch.float64) * 0.1 for _ in range(2)]
+    far = [(part + 100).float() for part in near]
+    scores = precision_recall(*far)
+    assert scores == precision_recall(*(part.double() for part in far))
+    assert scores == precision_recall(*(part.double() - 100 for part in far))
+    assert scores == pytest.approx(precision_recall(*near), abs=0.01)
+
+
+def test_frechet_distance_of_one_feature():
+    x = torch.randn(300, 1, generator=torch.Generator().manual_seed(0))
+    expected = (2 * x.double().std() - x.double().std()) ** 2 + (x.double().mean() + 1) ** 2
+    assert frechet_distance(x, 2 * x + 1) == pytest.approx(expected.item(), rel=1e-5)
+
+
+NAN = torch.tensor([[math.nan, 0.0]])
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: inception_score(torch.ones(3, 2), 10), "splits is 10; it has to be at most 3"),
+        (lambda: inception_score(torch.ones(3, 1), 10), "splits is 10; it has to be at most 3"),
+        (lambda: inception_score(torch.randn(100, 10) * 5), "probabilities is from -"),
+        (lambda: inception_score(torch.full((9, 2), 0.7), 3), "each row summing to 1"),
+        (lambda: inception_score(NAN, 1), "probabilities is with NaN"),
+        (lambda: inception_score(torch.ones(0, 5), 1), r"of shape \(0, 5\)"),
+        (lambda: inception_score(torch.ones(5), 1), r"of shape \(5,\)"),
         (lambda: frechet_distance(torch.ones(3, 2), torch.ones(3, 4)), "of shapes"),
         (lambda: frechet_distance(torch.ones(1, 2), torch.ones(3, 2)), "at least 2 points"),
+        (lambda: frechet_distance(torch.ones(3, 2), NAN.repeat(3, 1)), "with NaN or infinity"),
+        (lambda: frechet_distance(torch.ones(3, 0), torch.ones(3, 0)), "of shapes"),
         (lambda: precision_recall(torch.ones(3, 2), torch.ones(9, 2)), "at least 4 points"),
+        (lambda: precision_recall(torch.ones(4, 2) / 0, torch.ones(4, 2)), "with NaN or infinity"),
+        (lambda: reverse_kl(torch.tensor([3, -1])), "counts is with a negative one"),
+        (lambda: reverse_kl(torch.tensor([3, math.nan])), "counts is with a negative one, NaN"),
+        (lambda: reverse_kl(torch.ones(2, 2)), r"counts is \(2, 2\)"),
+        (lambda: reverse_kl(torch.ones(0)), r"counts is \(0,\)"),
+        (lambda: mode_scores(torch.ones(0, 2), torch.ones(1, 2), 1.0), r"samples is of shape \(0"),
+        (lambda: mode_scores(torch.ones(3, 2), torch.ones(0, 2), 1.0), r"centres is of shape \(0"),
+        (lambda: mode_scores(torch.ones(3, 2), NAN, 1.0), "centres is with NaN"),
+        (lambda: mode_scores(torch.ones(3, 2), torch.ones(1, 2), 0.0), "sd is 0"),
+        (lambda: mode_scores(torch.ones(3, 2), torch.ones(1, 2), 1.0, -3.0), "within is -3"),
+        (lambda: embedded_mode_scores(torch.ones(3, 2), torch.ones(1, 3)), r"\(samples, centres\)"),
+        (
+            lambda: embedded_mode_scores(torch.ones(0, 2), torch.ones(1, 2), 1),
+            "samples is of shape",
+        ),
+        (lambda: embedded_mode_scores(torch.ones(3, 2), torch.ones(2, 2), 1), "that coincide"),
+        (lambda: embedded_mode_scores(torch.ones(3), torch.ones(2, 2), 1), "samples is of shape"),
     ],
 )
 def test_nonsense_is_refused_in_a_sentence(call, words):
@@ -114,6 +178,36 @@ def test_the_ring_has_exactly_eight_modes_and_the_public_one_seven():
     assert len(torch.unique(theirs.round(decimals=4), dim=0)) == 7
     with pytest.raises(ValueError, match="two that coincide"):
         mode_scores(theirs, theirs, 0.01)
+
+
+def test_modes_far_from_the_origin_are_told_apart_in_either_precision():
+    centres = torch.cartesian_prod(torch.arange(6.0), torch.arange(6.0)) * 0.1 + 1000
+    samples = centres.repeat(20, 1)
+    for kind in (torch.float32, torch.float64):
+        assert mode_scores(samples.to(kind), centres.to(kind), 0.01) == (36, 1.0, 0.0)
+    high = torch.zeros(2, 40)
+    high[1] = 0.1
+    noise = torch.tensor([1.0, -1.0]).repeat(10)
+    noise = torch.cat([noise, torch.zeros(20)])
+    found = embedded_mode_scores((high + 1000 + noise).repeat(20, 1), high + 1000, active=20)
+    assert found.modes == 2 and found.reverse_kl == 0
+
+
+@pytest.mark.parametrize(("size", "good"), [(2.999, True), (3.0, False)])
+def test_a_sample_is_good_below_three_deviations_and_not_at_them(size, good):
+    centre = torch.zeros(1, 2)
+    for sample in (torch.tensor([[size, 0.0]]), torch.tensor([[0.0, -size]])):
+        assert mode_scores(sample, centre, 1.0).quality == good
+        assert mode_scores(sample, centre, 1.0, box=True).quality == good
+        assert mode_scores(sample / 2, centre, 0.25, within=6.0).quality == good
+
+
+def test_samples_that_are_no_numbers_are_bad_ones():
+    samples = torch.tensor([[math.nan, 0.0], [math.inf, 0.0], [0.0, 0.0], [0.0, -math.inf]])
+    for centres in (torch.zeros(1, 2), torch.tensor([[0.0, 0.0], [9.0, 9.0]])):
+        scores = mode_scores(samples, centres, 1.0)
+        assert (scores.modes, scores.quality) == (1, 0.25)
+        assert mode_scores(samples[:2], centres, 1.0) == (0, 0.0, math.log(len(centres)))
 
 
 def test_modes_quality_and_divergence_by_hand():
@@ -177,6 +271,81 @@ def test_batched_lbfgs_on_rosenbrock_is_as_good_as_scipy():
     assert (ours <= loss(starts)).all()
 
 
+def test_no_step_of_lbfgs_raises_a_value():
+    def loss(x):  # its gradient points uphill
+        return (2 * x.detach().square() - x.square()).sum(1)
+
+    start = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
+    x, value = batched_lbfgs(loss, start, steps=5)
+    assert (value <= loss(start)).all()
+    assert torch.equal(value, loss(x))
+
+
+def test_lbfgs_stays_out_of_where_a_function_is_not_defined():
+    def loss(x):
+        return (x - x.log()).sum(1)  # NaN below 0, and least at 1
+
+    x, value = batched_lbfgs(loss, torch.tensor([[0.01], [40.0]]), steps=60)
+    assert x.flatten().tolist() == pytest.approx([1, 1], abs=1e-2)
+    assert value.tolist() == pytest.approx([1, 1], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("loss", "start", "words"),
+    [
+        (lambda x: x.sum(1, keepdim=True), torch.ones(3, 2), r"loss is returning shape \(3, 1\)"),
+        (lambda x: x.sum(), torch.ones(3, 2), r"one value per row, of shape \(3,\)"),
+        (lambda x: x.log().sum(1), -torch.ones(3, 2), "loss is NaN or infinite"),
+        (lambda x: x.sqrt().sum(1), torch.zeros(3, 2), "as its gradient has to be"),
+        (lambda x: x.sum(1), torch.ones(3), r"start is \(3,\)"),
+        (lambda x: x.sum(1), torch.ones(3, 2).long(), "torch.int64"),
+    ],
+)
+def test_what_lbfgs_cannot_minimise_is_refused(loss, start, words):
+    with pytest.raises(ValueError, match=words):
+        batched_lbfgs(loss, start, steps=3)
+
+
+def test_the_best_of_the_restarts_is_kept():
+    def G(z):  # many valleys
+        return torch.stack([(3 * z[:, 0]).sin() + z[:, 0] / 4, (2 * z[:, 0]).cos()], 1)
+
+    images = torch.rand(20, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    torch.manual_seed(0)
+    alone = [nearest_codes(G, images, 1, restarts=1, steps=10) for _ in range(3)]
+    torch.manual_seed(0)
+    codes, errors = nearest_codes(G, images, 1, restarts=3, steps=10)
+    each = torch.stack([error for _, error in alone])
+    assert torch.equal(errors, each.amin(0))
+    assert (each[0] > errors + 0.01).any() and (each[-1] > errors + 0.01).any()
+    assert torch.allclose((G(codes) - images).square().mean(1), errors)
+
+
+def test_nearest_codes_want_images_of_the_shape_that_the_generator_makes():
+    net = torch.nn.Linear(2, 16)
+
+    def G(z):
+        return net(z).view(-1, 1, 4, 4)
+
+    images = G(torch.randn(3, 2)).detach()
+    for wrong in (images[:, 0], images.flatten(1), images.expand(-1, 3, -1, -1), images[..., :1]):
+        with pytest.raises(ValueError, match=r"images is of shape .*\(3, 1, 4, 4\), as G makes"):
+            nearest_codes(G, wrong, 2, steps=1)
+    for wrong in (images[:0], images / 0, images[0, 0, 0]):
+        with pytest.raises(ValueError, match="one image or more, without NaN"):
+            nearest_codes(G, wrong, 2, steps=1)
+
+
+def test_nearest_codes_take_images_and_generators_of_either_precision():
+    for kind in (torch.float32, torch.float64):
+        G = torch.nn.Linear(2, 5).to(kind)
+        images = G(torch.randn(4, 2, dtype=kind)).detach()
+        for given in (images.float(), images.double()):
+            codes, errors = nearest_codes(G, given, 2, restarts=1, steps=20)
+            assert codes.dtype == errors.dtype == kind
+            assert errors.max() < 1e-5
+
+
 def test_nearest_codes_find_the_codes_of_generated_images():
     torch.manual_seed(0)
     G = torch.nn.Sequential(torch.nn.Linear(3, 32), torch.nn.Tanh(), torch.nn.Linear(32, 20))
@@ -195,6 +364,26 @@ def test_real_points_in_1200_dimensions_are_good_by_our_rule_and_none_by_the_lit
     literal = mode_scores(data.x, centres, sd=1.0, within=10.0)
     assert ours.modes == 10 and ours.quality == 1.0 and ours.reverse_kl < 0.02
     assert literal.quality == 0 and literal.modes == 0
+
+
+@pytest.mark.parametrize(
+    ("noise", "rest", "good"),
+    [
+        (1.0, 0.0, True),
+        (1.19, 0.0, True),
+        (1.21, 0.0, False),
+        (0.81, 0.0, True),
+        (0.79, 0.0, False),
+        (1.0, 0.19, True),
+        (1.0, 0.21, False),
+    ],
+)
+def test_a_point_is_good_within_twenty_percent_of_its_noise(noise, rest, good):
+    signs = torch.tensor([1.0, -1.0]).repeat(6)  # a mean of the noise would be 0
+    offset = signs * torch.cat([torch.full((8,), noise), torch.full((4,), rest)])
+    centres = torch.stack([torch.zeros(12), torch.full((12,), 50.0)])
+    scores = embedded_mode_scores(centres + offset, centres, active=8)
+    assert scores == ((2, 1.0, 0.0) if good else (0, 0.0, math.log(2)))
 
 
 def test_points_without_noise_or_with_noise_everywhere_are_not_good():
@@ -217,6 +406,32 @@ def test_the_divergence_of_uniform_stacked_numbers_is_the_floor():
     assert divergence == pytest.approx(reverse_kl_floor(1000, 26_000), rel=0.15)
     with pytest.raises(ValueError, match="images"):
         stacked_mode_scores(images[:, :2], lambda channel: channel[:, 0, 0, 0].long())
+
+
+@pytest.mark.parametrize(
+    ("classify", "words"),
+    [
+        (lambda channel: channel[:, 0, 0, 0], r"classify is returning \(5,\) torch.float32"),
+        (lambda channel: channel[:, 0, :1, 0].long(), r"returning \(5, 1\) torch.int64"),
+        (lambda channel: channel[:1, 0, 0, 0].long(), r"whole-numbered classes of shape \(5,\)"),
+        (lambda channel: channel[:, 0, 0, 0].long() + 10, "returning classes from 10 to 10"),
+        (lambda channel: channel[:, 0, 0, 0].long() - 1, "digits, from 0 to 9"),
+        (lambda channel: None, "classify is returning NoneType"),
+    ],
+)
+def test_a_reader_of_stacked_digits_has_to_answer_with_one_digit_each(classify, words):
+    with pytest.raises(ValueError, match=words):
+        stacked_mode_scores(torch.zeros(5, 3, 2, 2), classify)
+    with pytest.raises(ValueError, match="N > 0"):
+        stacked_mode_scores(torch.zeros(0, 3, 2, 2), classify)
+
+
+def test_small_whole_numbers_of_a_reader_do_not_overflow():
+    def classify(channel):
+        return torch.full((len(channel),), 9, dtype=torch.uint8)
+
+    modes, divergence = stacked_mode_scores(torch.zeros(5, 3, 2, 2), classify)
+    assert modes == 1 and divergence == pytest.approx(math.log(1000))
 
 
 def test_one_number_has_the_greatest_divergence():

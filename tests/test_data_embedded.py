@@ -1,5 +1,7 @@
+import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from sklearn.linear_model import Ridge
 
 from minimax.data import Data, load, names
@@ -119,6 +121,12 @@ BAD = [
     (("ring",), {"modes": 0}, "modes is 0"),
     (("one_dimensional",), {"means": (1, 2, 3)}, r"\(means, sds, weights\) is \(3, 2, 2\)"),
     (("one_dimensional",), {"weights": (0, 0)}, "weights is .*positive"),
+    (("one_dimensional",), {"means": (float("nan"), 1)}, "means is .*finite"),
+    (("ring",), {"radius": float("inf")}, "radius is inf"),
+    (("digits",), {"size": 16.0}, "size is 16.0; it has to be a whole number"),
+    (("messages",), {"count": 2.5}, "count is 2.5"),
+    (("messages",), {"count": 0}, "count is 0"),
+    (("faces",), {"size": 8}, "size is 8; it has to be a whole number of at least 16"),
 ]
 
 
@@ -126,6 +134,21 @@ BAD = [
 def test_bad_arguments_get_one_clear_sentence(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         load(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    "name", ["digits", "ring", "messages", "faces", "scenes", "signs", "eyes", "turning_faces"]
+)
+def test_numbers_of_numpy_are_numbers(name):
+    option = "size" if name == "digits" else "count"
+    data = load(name, **{option: np.int64(16)})
+    assert data.x.shape[-1] == 16 if name == "digits" else len(data) == 16
+
+
+def test_every_fifth_digit_is_for_test():
+    digits = load_digits()
+    expected = torch.from_numpy(digits.images[::5]).float().div(16).unsqueeze(1)
+    assert torch.equal(load("digits", split="test").x, expected)
 
 
 def test_names_are_all_documented():

@@ -1,14 +1,17 @@
 """Files that are missing, damaged or half written; servers and disks that fail."""
 
+import errno
 import gzip
 import hashlib
 import http.server
 import io
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import types
@@ -21,6 +24,10 @@ from PIL import Image
 from torchvision import datasets as tv
 
 from minimax.data import DataError, available, imagenet, load, squeezenet, squeezenet_available
+from minimax.data import places as where
+from minimax.files import write_whole
+
+loader = sys.modules["minimax.data.load"]  # the name of its function, too
 
 
 def idx(array):
@@ -139,6 +146,142 @@ def test_the_users_folder_is_searched_first(server, places):
     assert not places[1].exists()
 
 
+def test_an_unpacked_file_of_the_user_is_named_when_the_packed_one_is_wanted(server, places):
+    server.mode = "missing"
+    unpacked = places[0] / "MNIST/raw/train-images-idx3-ubyte"
+    unpacked.parent.mkdir(parents=True)
+    unpacked.write_bytes(gzip.decompress(FILES["train-images-idx3-ubyte.gz"]))
+    with pytest.raises(DataError) as error:
+        load("mnist")
+    said = f"{unpacked} is there unpacked, but only {unpacked.name}.gz can be checked"
+    assert said in str(error.value)
+
+
+def test_the_checksum_decides_not_the_name(server, places):
+    """A whole file of another data set under the right name is refused, and none is downloaded."""
+    path = places[0] / "MNIST/raw/train-images-idx3-ubyte.gz"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(idx(255 - IMAGES))
+    with pytest.raises(DataError, match="its MD5 is"):
+        load("mnist")
+    assert path.exists() and server.requests == []
+
+
+@pytest.mark.parametrize("variable", ["MINIMAX_DATA", "MINIMAX_CACHE"])
+def test_a_relative_folder_is_refused_by_name(places, monkeypatch, variable):
+    """It would be one folder for a script at the root and another for a chapter's kernel."""
+    monkeypatch.chdir(places[0].parent)
+    monkeypatch.setenv(variable, "given")
+    for call in (lambda: available("cmu_faces"), lambda: load("cmu_faces"), squeezenet_available):
+        with pytest.raises(ValueError, match=f"{variable} is 'given'; it has to be an absolute"):
+            call()
+
+
+def test_a_data_folder_that_is_not_there_is_refused_by_name(places, monkeypatch):
+    monkeypatch.setenv("MINIMAX_DATA", str(places[0] / "typing error"))
+    with pytest.raises(ValueError, match=r"MINIMAX_DATA is '.*typing error'; .* a folder that exi"):
+        available("cmu_faces")
+    assert len(load("digits", split="test")) == 360  # what is embedded needs no folder
+
+
+def test_a_home_folder_that_is_named_by_a_tilde_is_found(places, monkeypatch):
+    monkeypatch.setenv("HOME", str(places[0].parent))
+    monkeypatch.setenv("MINIMAX_DATA", "~/given")
+    monkeypatch.delenv("MINIMAX_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # which its specification says to ignore
+    assert where.places() == [places[0], places[0].parent / ".cache/minimax"]
+    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache")
+    assert where.cache() == pathlib.Path("/var/cache/minimax")
+
+
+def test_no_home_folder_is_one_sentence(places, monkeypatch):
+    def homeless(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(pathlib.Path, "expanduser", homeless)
+    with pytest.raises(ValueError, match="no home folder is known here"):
+        available("cmu_faces")
+    for variable in ("MINIMAX_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.delenv("MINIMAX_DATA")
+    with pytest.raises(ValueError, match=r"MINIMAX_CACHE is '~/\.cache/minimax'"):
+        available("cmu_faces")
+
+
+# --- files that are written -------------------------------------------------------------------
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "record.json"
+    write_whole(path, b"old")
+    assert path.read_bytes() == b"old" and files(tmp_path) == ["record.json"]
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for function in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, function, full)
+            with pytest.raises(OSError, match="No space left"):
+                write_whole(path, b"new")
+        assert path.read_bytes() == b"old" and files(tmp_path) == ["record.json"]
+
+
+def test_a_file_is_not_seen_before_it_is_whole(tmp_path, monkeypatch):
+    path, seen = tmp_path / "record.json", []
+    monkeypatch.setattr(os, "fsync", lambda file: seen.append(path.exists()))
+    write_whole(path, b"new")
+    assert seen == [False] and path.read_bytes() == b"new"
+
+
+def test_two_processes_may_write_one_file_at_once(tmp_path, monkeypatch):
+    """Another call begins and ends while the first is about to rename its own."""
+    path, replace = tmp_path / "record.json", os.replace
+
+    def late(source, target):
+        monkeypatch.setattr(os, "replace", replace)
+        write_whole(path, b"theirs")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    write_whole(path, b"ours")
+    assert path.read_bytes() == b"ours" and files(tmp_path) == ["record.json"]
+
+
+# --- local forms, drawn here ------------------------------------------------------------------
+
+
+def test_every_fifth_lossless_image_is_for_test(places):
+    path = places[0] / LOCAL["cifar10_lossless"]
+    path.parent.mkdir()
+    x = np.arange(20, dtype=np.uint8)[:, None, None, None] * np.ones((1, 32, 32, 3), np.uint8)
+    np.savez(path, x=x, y=np.arange(20) % 10)
+    shown = {split: (load("cifar10_lossless", split).x[:, 0, 0, 0] * 255).round().tolist()
+             for split in ("train", "test")}  # fmt: skip
+    assert shown["test"] == [0, 5, 10, 15]
+    assert shown["train"] == [k for k in range(20) if k % 5]
+
+
+def test_every_tenth_facade_is_for_test_and_the_map_stands_on_the_right(places):
+    path = places[0] / LOCAL["facades"]
+    path.parent.mkdir()
+    with tarfile.open(path, "w") as archive:
+        for number in range(1, 401):
+            pair = Image.new("RGB", (16, 8), (number // 2, 0, 0))
+            pair.paste(loader.FACADE_COLOURS[number % 12], (8, 0, 16, 8))
+            file = io.BytesIO()
+            pair.save(file, "PNG")  # without loss; the name decides nothing
+            member = tarfile.TarInfo(f"facades/{number}.jpg")
+            member.size = file.tell()
+            file.seek(0)
+            archive.addfile(member, file)
+    test = load("facades", "test")
+    assert len(test) == 40 and len(load("facades")) == 360
+    assert test.extras["labels"][:, 0, 0].tolist() == [k % 12 for k in range(1, 401, 10)]
+    expected = [number // 2 for number in range(1, 401, 10)]
+    assert (test.x[:, 0, 0, 0] * 255).round().tolist() == expected
+
+
 CHILD = """
 import sys
 from torchvision import datasets as tv
@@ -184,7 +327,7 @@ def test_a_full_disk(server, places):
 
 def test_a_cache_that_cannot_be_written(server, places, monkeypatch):
     blocked = places[0] / "file"
-    blocked.write_text("in the way")
+    blocked.write_bytes(b"in the way")
     monkeypatch.setenv("MINIMAX_CACHE", str(blocked / "cache"))
     with pytest.raises(DataError, match=r"could not be kept at .*Not a directory.*MINIMAX_CACHE"):
         load("mnist")
@@ -251,7 +394,7 @@ def test_a_whole_gtsrb_folder_gives_images_and_tracks(places, monkeypatch):
         folder.mkdir(parents=True, exist_ok=True)
         samples.append(folder / f"{track:05d}_00000.ppm")
         Image.new("RGB", (50, 45), (255, 0, 0)).save(samples[-1])
-    monkeypatch.setitem(sys.modules["minimax.data.load"].GTSRB_IMAGES, "train", 3)
+    monkeypatch.setitem(loader.GTSRB_IMAGES, "train", 3)
     data = load("gtsrb", size=16)
     assert data.x.shape == (3, 3, 16, 16)
     assert data.x[:, 0].min() == 1 and data.x[:, 1].max() == 0
@@ -319,7 +462,7 @@ def test_a_photograph_that_is_missing_or_cut_off_is_named(places):
     folder = places[0] / "photos"
     folder.mkdir()
     (folder / "samples.json").write_text(
-        json.dumps([{"file": "a.JPEG", "index": 1, "label": "goldfish"}])
+        json.dumps([{"file": "a.JPEG", "index": 1, "label": "goldfish"}]), "utf-8"
     )
     with pytest.raises(DataError, match=r"a\.JPEG is damaged .FileNotFoundError"):
         load("imagenet_photographs")

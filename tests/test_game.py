@@ -1,14 +1,18 @@
 """The training kernel: whose weights move, copies, averages, precision, history, bad input."""
 
+import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import mse_loss, softplus
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
+from torch.utils.data import DataLoader, TensorDataset
 
-from minimax.game import NonFiniteLoss, Player, minibatches, play
-from minimax.gans import minimax, non_saturating
+from minimax.game import NonFiniteLoss, Player, engine, minibatches, play, seed_of
+from minimax.gans import Packed, minimax, non_saturating
 from minimax.networks import mlp, reinitialise
 
 DATA = torch.randn(500, 2, generator=torch.Generator().manual_seed(0)) + 2
@@ -72,10 +76,11 @@ def test_copies_are_the_separate_games_from_the_same_seeds():
     assert together.losses["discriminator"].shape == (50, 4)
     for copy in range(4):
         D, G = networks(seed=99)
-        torch.manual_seed(20 + copy)
+        own = seed_of(20, copy)
+        torch.manual_seed(own)
         for network in (D, G):
             reinitialise(network)
-        alone = play(players(D, G), BATCHES, rounds=50, seed=20 + copy)
+        alone = play(players(D, G), BATCHES, rounds=50, seed=own)
         for averaged in (False, True):
             alone.load(averaged=averaged)
             expected = state(D, G)
@@ -83,6 +88,20 @@ def test_copies_are_the_separate_games_from_the_same_seeds():
             assert apart(state(*stacked), expected) < 1e-5
         for name, losses in alone.losses.items():
             assert (together.losses[name][:, copy] - losses).abs().max() < 1e-5
+
+
+def test_fifty_copies_under_fifty_seeds_are_2500_games():
+    line, starts, batches = nn.Linear(1, 1), [], []
+
+    def the_batch(noise):
+        return noise.sum() + 0 * line.weight.sum()
+
+    for seed in range(50):
+        draw = minibatches(size=1, noise=1)
+        game = play([Player(line, the_batch, lr=0.0)], draw, rounds=1, copies=50, seed=seed)
+        starts += game.each(lambda: line.weight.sum()).tolist()
+        batches += game.losses["the_batch"][0].tolist()
+    assert len(set(starts)) == len(set(batches)) == 2500
 
 
 def test_copies_differ_from_each_other_and_the_networks_end_with_the_first():
@@ -130,6 +149,36 @@ def test_three_players_and_shared_networks():
     assert all(losses[-1] < 0.1 * losses[0] for losses in history.losses.values())
     stacked = play(players, BATCHES, rounds=300, copies=2)
     assert all((losses[-1] < 0.1 * losses[0]).all() for losses in stacked.losses.values())
+
+
+def nested_game(outer, **options):
+    """One player moves a network, another a part of it."""
+    torch.manual_seed(4)
+    body, head = mlp(2, 16, 8), nn.Linear(8, 1)
+    D = outer(body, head)
+
+    def part_loss(real, noise):
+        return body(real).square().mean()
+
+    def whole_loss(real, noise):
+        return softplus(-D(real)).mean()
+
+    players = [
+        Player(body, part_loss, lr=1e-2, average=0.9),
+        Player(D, whole_loss, lr=1e-2, average=0.9),
+    ]
+    return D, play(players, BATCHES, rounds=20, **options)
+
+
+@pytest.mark.parametrize("outer", [nn.Sequential, lambda *parts: Packed(nn.Sequential(*parts), 1)])
+def test_a_network_and_a_part_of_it_play_together(outer):
+    D, history = nested_game(outer, seed=0)
+    before = state(D)
+    history.each(lambda: D(DATA).mean(), averaged=True)
+    assert apart(state(D), before) == 0  # looking changes nothing
+    D, together = nested_game(outer, seed=0, copies=2)
+    assert torch.isfinite(D(DATA)).all()  # the user's network can still be used
+    assert all(losses.shape == (20, 2) for losses in together.losses.values())
 
 
 def test_turns_take_a_batch_each_and_players_share_them():
@@ -199,6 +248,23 @@ def test_the_average_is_the_exponential_moving_average():
     assert torch.allclose(line.weight, average, atol=1e-6)
 
 
+def test_a_history_is_a_snapshot():
+    D, G = networks()
+    history = play(non_saturating(D, G, average=0.5), BATCHES, rounds=5, seed=1)
+    raw = state(D, G)
+    history.load(averaged=True)
+    averaged = state(D, G)
+    assert apart(raw, averaged) > 0
+    history.load()
+    assert apart(state(D, G), raw) == 0
+    seen = history.each(lambda: G[0].weight), history.each(lambda: G[0].weight, averaged=True)
+    play(non_saturating(D, G, average=0.5), BATCHES, rounds=5, seed=2)
+    assert torch.equal(history.each(lambda: G[0].weight), seen[0])
+    assert torch.equal(history.each(lambda: G[0].weight, averaged=True), seen[1])
+    history.load()
+    assert apart(state(D, G), raw) == 0
+
+
 @pytest.mark.parametrize(
     "optimiser",
     [
@@ -232,7 +298,8 @@ def image_game(**options):
     return play([player], batches, rounds=20, seed=1, **options).losses["player 1"]
 
 
-def test_channels_last_changes_nothing_and_bf16_little():
+def test_channels_last_changes_nothing_and_bf16_little(monkeypatch):
+    monkeypatch.setattr(engine, "bf16_pays", lambda device: True)
     plain = image_game()
     assert (image_game(channels_last=True) - plain).abs().max() < 1e-5
     half = (image_game(bf16=True) - plain).abs().max()
@@ -399,6 +466,12 @@ def broken(**changes):
         (broken(loss=3), "loss is 3"),
         (broken(lr=-1), "lr is -1"),
         (broken(lr="fast"), "lr is 'fast'"),
+        (broken(lr="0.1"), "lr is '0.1'"),
+        (broken(betas=0.5), "betas is 0.5; it has to be two numbers"),
+        (broken(betas=("a", 0.5)), "betas is 'a'"),
+        (broken(average="x"), "average is 'x'"),
+        (broken(schedule=0.1), "schedule is 0.1"),
+        (broken(optimiser=torch.optim.SGD([nn.Parameter(torch.ones(1))])), "an instance of SGD"),
         (broken(turns=0), "turns is 0"),
         (broken(betas=(0.5, 1.0)), r"betas is \(0.5, 1.0\)"),
         (broken(clip=0), "clip is 0"),
@@ -424,10 +497,10 @@ def outside(real, noise, other=nn.Linear(2, 1)):  # noqa: B008
     return other(real).mean()
 
 
-def game_with(loss=None, batches=BATCHES, twice=False, **options):
+def game_with(loss=None, batches=BATCHES, twice=False, player=None, **options):
     D, _ = networks()
     loss = loss or (lambda real, noise: D(real).mean())
-    players = [Player(D, loss, name="one")] * (2 if twice else 1)
+    players = [Player(D, loss, name="one", **(player or {}))] * (2 if twice else 1)
     return play(players, batches, **({"rounds": 1} | options))
 
 
@@ -447,12 +520,37 @@ def game_with(loss=None, batches=BATCHES, twice=False, **options):
         ({"loss": lambda real, noise: real}, r"loss of player 'one' is of shape \(32, 2\)"),
         ({"loss": lambda real, noise: 1.0}, "loss of player 'one' is 1.0"),
         ({"batches": lambda generator: DATA}, "batches is giving Tensor"),
+        ({"batches": lambda generator: ("a", "b")}, "batches is giving tuple"),
+        ({"batches": DataLoader(TensorDataset(DATA))}, "batches is of type DataLoader"),
+        ({"player": {"optimiser": torch.optim.LBFGS}}, "optimiser is LBFGS"),
+        ({"player": {"optimiser": torch.optim.SparseAdam}}, "optimiser is SparseAdam"),
+        ({"player": {"optimiser": torch.optim.SGD, "betas": (0.5, 0.9)}}, "betas is .*SGD takes"),
+        ({"player": {"optimiser": torch.optim.Adafactor}, "copies": 2}, "with copies, one of ASGD"),
+        ({"player": {"schedule": lambda share: math.nan}}, "schedule is nan"),
+        ({"watch": {"text": lambda: "hello"}}, r"watch\['text'\] is giving 'hello'"),
+        ({"watch": {"nothing": lambda: None}}, r"watch\['nothing'\] is giving None"),
     ],
 )
 def test_bad_games_are_refused_in_one_sentence(options, message):
     with pytest.raises(ValueError, match=message) as caught:
         game_with(**options)
     assert str(caught.value).count("\n") == 0
+
+
+def test_what_is_watched_keeps_its_shape():
+    shapes = iter(range(1, 9))
+    with pytest.raises(ValueError, match=r"watch is 'odd'.* it gave \(1,\) and \(2,\)"):
+        game_with(watch={"odd": lambda: torch.zeros(next(shapes))})
+
+
+def test_numbers_of_numpy_are_numbers():
+    D, G = networks()
+    players = non_saturating(D, G, lr=np.float32(1e-3), turns=np.int64(2), clip=np.float64(1.0))
+    draw = minibatches(DATA, size=np.int64(8), noise=np.int64(3))
+    history = play(
+        players, draw, rounds=np.int64(3), copies=np.int64(2), every=np.int32(2), seed=np.int64(1)
+    )
+    assert history.losses["generator"].shape == (3, 2)
 
 
 def test_refusals_of_play_and_history():
@@ -469,6 +567,174 @@ def test_refusals_of_play_and_history():
         play(non_saturating(D, G), BATCHES, rounds=1)
 
 
+@pytest.mark.parametrize("parametrise", [weight_norm, orthogonal])
+def test_copies_of_parametrised_layers_start_apart(parametrise):
+    net = nn.Sequential(parametrise(nn.Linear(4, 4)), nn.ReLU(), parametrise(nn.Linear(4, 1)))
+    player = Player(net, lambda x: net(x).square().mean(), lr=0.0)
+    history = play([player], minibatches(torch.randn(9, 4), size=3), rounds=1, seed=0, copies=3)
+    starts = history.each(lambda: net[0].weight)
+    assert all((starts[a] - starts[b]).abs().max() > 1e-3 for a, b in ((0, 1), (0, 2), (1, 2)))
+    if parametrise is weight_norm:  # drawn as the layer itself draws
+        plain = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
+        torch.manual_seed(seed_of(0, 2))
+        reinitialise(plain)
+        assert torch.allclose(starts[2], plain[0].weight, atol=1e-6)
+
+
+def test_copies_of_spectral_norm_are_refused_and_one_game_is_played():
+    net = spectral_norm(nn.Linear(2, 1))
+    player = Player(net, lambda real, noise: net(real).square().mean())
+    with pytest.raises(ValueError, match="copies is 2; it has to be None with spectral_norm"):
+        play([player], BATCHES, rounds=1, copies=2)
+    before = net.weight.detach().clone()
+    play([player], BATCHES, rounds=2)
+    reinitialise(net)
+    assert net.weight.isfinite().all() and not torch.equal(net.weight, before)
+
+
+def test_a_frozen_pretrained_part_is_the_same_in_all_copies():
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4))
+    trunk(DATA)
+    trunk.requires_grad_(False).eval()
+    head = nn.Linear(4, 1)
+    net = nn.Sequential(trunk, head)
+    before = state(trunk)
+    player = Player(net, lambda real, noise: net(real).square().mean())
+    history = play([player], BATCHES, rounds=3, copies=3, seed=0)
+    assert apart(state(trunk)[:2], before[:2]) == 0
+    frozen = history.each(lambda: torch.cat([trunk[0].weight.flatten(), trunk[0].bias]))
+    assert torch.equal(frozen[0], frozen[1]) and torch.equal(frozen[0], frozen[2])
+    assert not torch.equal(*history.each(lambda: head.weight)[:2])
+    reinitialise(net)
+    assert torch.equal(trunk[1].running_mean, state(trunk)[4])
+    assert torch.equal(trunk[0].weight, before[0])
+
+
+def test_a_scalar_weight_can_be_clipped_in_copies():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def reset_parameters(self):
+            nn.init.ones_(self.scale)
+
+    own = Scaled()
+    player = Player(
+        own, lambda real, noise: 50 * own.scale, lr=1.0, clip=0.5, optimiser=torch.optim.SGD
+    )
+    history = play([player], BATCHES, rounds=1, copies=3)
+    assert torch.allclose(history.each(lambda: own.scale), torch.full((3,), 0.5), atol=1e-5)
+
+
+@pytest.mark.parametrize("copies", [None, 3])
+def test_an_interrupted_game_leaves_the_first_copy_as_it_is(copies):
+    def game(rounds, stop):
+        calls = [0]
+
+        def batches(generator):
+            calls[0] += 1
+            if calls[0] > stop * (copies or 1):
+                raise KeyboardInterrupt
+            return BATCHES(generator)
+
+        D, G = networks()
+        try:
+            play(non_saturating(D, G), batches, rounds=rounds, seed=3, copies=copies)
+        except KeyboardInterrupt:
+            assert rounds > stop
+        return state(D, G)
+
+    assert apart(game(rounds=20, stop=7), game(rounds=7, stop=7)) == 0
+
+
+def test_a_refused_game_leaves_the_networks_alone():
+    D, G = networks()
+    before = state(D, G)
+    with pytest.raises(ValueError, match="optimiser is Adafactor"):
+        play(non_saturating(D, G, optimiser=torch.optim.Adafactor), BATCHES, rounds=1, copies=2)
+    assert apart(state(D, G), before) == 0
+
+
+def root_of_nothing(real, noise, line):
+    return (line(real) - line(real).detach()).abs().sqrt().mean()
+
+
+@pytest.mark.parametrize("copies", [None, 2])
+def test_a_step_with_a_gradient_that_is_not_finite_is_not_taken(copies, tmp_path):
+    line, rounds = nn.Linear(2, 1), [0]
+
+    def the_loss(real, noise):
+        rounds[0] += 1
+        return root_of_nothing(real, noise, line) if rounds[0] > 4 else line(real).square().mean()
+
+    with pytest.raises(NonFiniteLoss) as caught:
+        play([Player(line, the_loss)], BATCHES, rounds=5, copies=copies, checkpoint=tmp_path)
+    which = "" if copies is None else " of copy 0"
+    assert f"The gradient of player 'the'{which} is NaN or infinite in round 5" in str(caught.value)
+    assert all(weight.isfinite().all() for weight in line.parameters())
+    assert line.weight.grad is None
+    assert caught.value.history.each(lambda: line.weight).isfinite().all()
+    assert not list(tmp_path.glob("round-*"))
+
+
+def test_the_copy_whose_gradient_is_not_finite_is_named():
+    line = nn.Linear(1, 1)
+
+    def batches(generator):
+        return (torch.full((1, 1), float(generator.initial_seed() == wanted)),)
+
+    wanted = engine._another(seed_of(0, 2))
+
+    def the_loss(x):  # finite, with an infinite slope at 0
+        return (x * line.weight).abs().sum() + ((1 - x) * 1e-9 + 0 * line.weight).abs().sqrt().sum()
+
+    with pytest.raises(NonFiniteLoss, match="gradient of player 'the' of copy 2 is NaN"):
+        play([Player(line, the_loss)], batches, rounds=2, copies=4, seed=0)
+
+
+def test_after_an_infinite_loss_the_networks_hold_the_last_finite_weights():
+    line = mlp(2, 8, 2)
+    before = state(line)
+
+    def boom(real, noise):
+        return line(real).square().mean() * 1e38 * 1e38
+
+    with pytest.raises(NonFiniteLoss, match="is inf in round 1"):
+        play([Player(line, boom, lr=1.0)], BATCHES, rounds=9)
+    assert apart(state(line), before) == 0
+
+
+def test_a_large_finite_gradient_is_no_fault():
+    line = nn.Linear(2, 1)
+    play([Player(line, lambda real, noise: 1e30 * line(real).sum())], BATCHES, rounds=3)
+    assert all(weight.isfinite().all() for weight in line.parameters())
+
+
+def test_without_instructions_for_bf16_a_warning_says_so_and_32_bits_play(monkeypatch):
+    monkeypatch.setattr(engine, "bf16_pays", lambda device: False)
+    with pytest.warns(UserWarning, match="no instructions for bfloat16"):
+        half = image_game(bf16=True)
+    assert torch.equal(half, image_game())
+
+
+def test_bf16_keeps_no_casts_that_were_made_without_gradients(monkeypatch):
+    monkeypatch.setattr(engine, "bf16_pays", lambda device: True)
+    line, cached = nn.Linear(2, 4), []
+
+    def the_loss(real, noise):
+        cached.append(torch.is_autocast_cache_enabled())
+        with torch.no_grad():
+            line(real)
+        return line(real).float().square().mean()
+
+    before = state(line)
+    play([Player(line, the_loss)], BATCHES, rounds=2, bf16=True)
+    assert cached == [False, False]
+    assert apart(state(line), before) > 0
+
+
 def test_weights_that_nothing_can_draw_anew_are_refused():
     class Own(nn.Module):
         def __init__(self):
@@ -478,4 +744,14 @@ def test_weights_that_nothing_can_draw_anew_are_refused():
     own = Own()
     with pytest.raises(ValueError, match="weight is scale of Own"):
         play([Player(own, lambda real, noise: own.scale * 1.0)], BATCHES, rounds=1, copies=2)
+    assert own.scale == 1
     play([Player(own, lambda real, noise: own.scale * 1.0)], BATCHES, rounds=1)
+
+
+def test_weights_under_the_old_weight_norm_are_refused():
+    from torch.nn.utils import weight_norm as old
+
+    with pytest.warns(FutureWarning):
+        net = old(nn.Linear(2, 1))
+    with pytest.raises(ValueError, match=r"the weight is weight_[gv] of Linear"):
+        reinitialise(net)

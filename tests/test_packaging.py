@@ -1,5 +1,6 @@
 """What describes the package agrees: its metadata, environment.yml, the lock file, the address."""
 
+import ast
 import importlib.util
 import re
 import shutil
@@ -17,7 +18,7 @@ from packaging.utils import canonicalize_name
 from conftest import ROOT
 
 CONDA = {"torch": "pytorch-cpu", "lmdb": "python-lmdb", "matplotlib": "matplotlib-base"}
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 RANGES = [
     Requirement(line)
     for group in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
@@ -34,7 +35,7 @@ def tool(name):
 
 
 def pins():
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    lines = (ROOT / "requirements.lock").read_text("utf-8").splitlines()
     found = {}
     for line in lines:
         if line and not line.startswith("#"):
@@ -62,7 +63,7 @@ def test_the_package_takes_ranges():
 
 
 def test_environment_has_the_same_packages_by_the_same_ranges():
-    lines = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    lines = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))["dependencies"]
     by_pip = next(line["pip"] for line in lines if isinstance(line, dict))
     conda = {Requirement(line) for line in lines if isinstance(line, str)}
     pip = {Requirement(line) for line in by_pip if not line.startswith("-")}
@@ -83,6 +84,28 @@ def test_no_index_and_no_path_of_a_machine_in_any_file():
     for name in filter(None, listed):
         if Path(name) != Path(__file__).relative_to(ROOT):
             assert not bad.search((ROOT / name).read_bytes()), name
+
+
+def test_text_is_read_and_written_as_utf_8_on_any_machine():
+    """Without an encoding a file is read as the machine's locale has it."""
+    paths = [path for part in ("src", "book/_tools", "benchmarks", "tests")
+             for path in (ROOT / part).rglob("*.py")]  # fmt: skip
+    bad = []
+    for path in paths:
+        for call in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not isinstance(call, ast.Call):
+                continue
+            name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+            words = {word.arg for word in call.keywords}
+            given = len(call.args) + len(words & {"encoding", "data"})
+            least = {"read_text": 1, "write_text": 2}.get(name, 0)
+            text = isinstance(call.func, ast.Name) and name == "open" and "encoding" not in words
+            if text:
+                mode = call.args[1].value if len(call.args) > 1 else "r"
+                text = "b" not in mode
+            if given < least or text:
+                bad.append(f"{path.relative_to(ROOT)}:{call.lineno}")
+    assert bad == []
 
 
 # --- the repository's address ---------------------------------------------------------------
@@ -108,7 +131,7 @@ def test_all_places_agree_with_the_one_that_counts():
         "adversarial_examples.md",
     }
     assert set(found.values()) == {found[ROOT / "_config.yml"]}
-    chapters = [p for p in (ROOT / "book").glob("*.md") if "code-cell" in p.read_text()]
+    chapters = [p for p in (ROOT / "book").glob("*.md") if "code-cell" in p.read_text("utf-8")]
     assert set(chapters) <= set(found)
 
 
@@ -117,8 +140,8 @@ def test_the_address_is_set_everywhere(copy):
     for url in (URL, "https://github.com/someone.else/mini-max"):
         repository.set_address(copy, url)
         assert set(repository.addresses(copy).values()) == {url}
-        assert yaml.safe_load((copy / "_config.yml").read_text())["repository"]["url"] == url
-        assert yaml.safe_load((copy / "CITATION.cff").read_text())["repository-code"] == url
+        assert yaml.safe_load((copy / "_config.yml").read_text("utf-8"))["repository"]["url"] == url
+        assert yaml.safe_load((copy / "CITATION.cff").read_text("utf-8"))["repository-code"] == url
     assert len(repository.addresses(copy)) == len(repository.addresses(ROOT))
 
 
@@ -146,7 +169,7 @@ def test_buttons_only_with_an_address():
 
 
 def test_the_install_cell_says_that_there_is_no_address(tmp_path):
-    source = (ROOT / "book/adversarial_examples.ipynb").read_text()
+    source = (ROOT / "book/adversarial_examples.ipynb").read_text("utf-8")
     assert "names no repository" in source
 
 
@@ -157,15 +180,15 @@ def test_the_cache_is_keyed_by_package_lock_file_and_environment(tmp_path):
     key = tool("minimax_sphinx").execution_key
     package = tmp_path / "src/minimax/recorded"
     package.mkdir(parents=True)
-    (package / "run.json").write_text("1")
-    (tmp_path / "requirements.lock").write_text("a==1")
+    (package / "run.json").write_text("1", "utf-8")
+    (tmp_path / "requirements.lock").write_text("a==1", "utf-8")
     keys = [key(tmp_path, {}), key(tmp_path, {})]
     assert keys[0] == keys[1]
-    (package / "run.json").write_text("2")
+    (package / "run.json").write_text("2", "utf-8")
     keys.append(key(tmp_path, {}))
-    (package / "new.py").write_text("")
+    (package / "new.py").write_text("", "utf-8")
     keys.append(key(tmp_path, {}))
-    (tmp_path / "requirements.lock").write_text("a==2")
+    (tmp_path / "requirements.lock").write_text("a==2", "utf-8")
     keys.append(key(tmp_path, {}))
     keys.append(key(tmp_path, {"MINIMAX_SCALE": "paper"}))
     keys.append(key(tmp_path, {"MINIMAX_SEED": "1"}))

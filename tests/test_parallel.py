@@ -43,7 +43,7 @@ def reproduce(folder, out, *options, processes=1):
     if processes > 1:
         launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [*launch, "-m", "minimax.reproduce", "dcgan", "--data", "lsun_bedroom"]
-    command += ["--batch", "8", "--features", "8", "--out", str(out), *options]
+    command += ["--batch", "8", "--features", "8", "--out", str(out), "--dirty", *options]
     environment = os.environ | ONE_THREAD | {"MINIMAX_DATA": str(folder), "TMPDIR": str(out)}
     return subprocess.run(
         command, env=environment, capture_output=True, text=True, check=False, timeout=300
@@ -57,7 +57,9 @@ def test_two_processes_play_the_game_of_one(bedrooms, tmp_path):
         out.mkdir()
         done = reproduce(bedrooms, out, "--rounds", "4", "--float32", processes=processes)
         assert done.returncode == 0, done.stderr[-3000:]
-        record = json.loads((out / "dcgan_lsun_bedroom.json").read_text())
+        record = json.loads((out / "dcgan_lsun_bedroom.json").read_text("utf-8"))
+        assert record["settings"]["bf16"] is False
+        assert not list(out.glob("minimax-*"))  # the checkpoints
         results[processes] = record, load_file(out / "dcgan_lsun_bedroom.safetensors")
     (one, alone), (two, together) = results[1], results[2]
     assert (one["processes"], two["processes"]) == (1, 2)
@@ -130,7 +132,7 @@ def test_a_recorded_generator_is_the_one_that_was_trained(tmp_path, monkeypatch)
     halves = {name: value.half().contiguous() for name, value in G.state_dict().items()}
     save_file(halves, tmp_path / "dcgan_faces.safetensors")
     record = {"settings": {"size": 16, "features": 8}}
-    (tmp_path / "dcgan_faces.json").write_text(json.dumps(record))
+    (tmp_path / "dcgan_faces.json").write_text(json.dumps(record), "utf-8")
     z = torch.randn(5, 100)
     with torch.no_grad():
         assert torch.allclose(recorded_dcgan("faces")(z), G.eval()(z), atol=5e-3)

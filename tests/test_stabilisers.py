@@ -1,12 +1,17 @@
-"""The stabilisers of Salimans et al. against closed forms, and in games of several copies."""
+"""The stabilisers of Salimans et al. against closed forms, and in games of several copies.
 
+The equations of ``smoothed`` and ``feature_matching`` stand with those of the other games.
+"""
+
+import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from minimax.game import minibatches, play
+from minimax.game import Player, minibatches, play
 from minimax.gans import non_saturating
 from minimax.networks import mlp
 from minimax.stabilisers import (
@@ -16,6 +21,7 @@ from minimax.stabilisers import (
     WithReference,
     feature_matching,
     smoothed,
+    statistics_held,
     with_history,
 )
 
@@ -45,7 +51,7 @@ def test_the_best_smoothed_answer_where_data_and_samples_are_alike_is_half_the_t
             assert losses[0] < losses[1]
 
 
-@pytest.mark.parametrize("target", [0.0, 1.1, -1.0])
+@pytest.mark.parametrize("target", [0.0, 1.1, -1.0, math.nan, "0.9"])
 def test_a_target_that_is_none_is_refused(target):
     with pytest.raises(ValueError, match="target"):
         smoothed(mlp(2, 1), mlp(2, 2), target)
@@ -93,6 +99,38 @@ def test_historical_average_is_the_mean_of_the_past():
         past.penalty(nn.Linear(3, 1))
 
 
+def test_with_history_each_pays_for_its_own_distance_in_value_and_gradient():
+    networks = mlp(2, 4, 1), mlp(2, 4, 2)
+    plain = non_saturating(*networks)
+    games = zip(networks, plain, with_history(plain, weight=0.7), strict=True)
+    for network, player, paying in games:
+        weights, past = list(network.parameters()), []
+        for _ in range(3):
+            now = torch.cat([weight.flatten() for weight in weights])
+            past.append(now.detach())
+            distance = (now - torch.stack(past).mean(0)).square().sum()
+            both = paying.loss(*batch()), player.loss(*batch()) + 0.7 * distance
+            torch.testing.assert_close(*both)
+            torch.testing.assert_close(*(torch.autograd.grad(loss, weights) for loss in both))
+            with torch.no_grad():
+                for weight in weights:
+                    weight += torch.randn_like(weight)
+
+
+def test_with_history_all_else_about_a_player_stays():
+    player = Player(
+        [nn.Linear(2, 1), nn.Linear(1, 1)], lambda real: real.sum(), 0.5, (0.1, 0.2),
+        torch.optim.NAdam, 3, lambda progress: 1 - progress, 4.0, 0.6, "the name",
+    )  # fmt: skip
+    (paying,) = with_history([player])
+    assert paying.modules[:2] == player.modules
+    assert isinstance(paying.modules[2], HistoricalAverage)
+    assert len(paying.modules[2].mean) == 5  # a player of several networks remembers them all
+    for field in dataclasses.fields(Player):
+        if field.name not in ("modules", "loss"):
+            assert getattr(paying, field.name) == getattr(player, field.name), field.name
+
+
 def test_a_heavy_history_holds_the_players_back():
     moved = []
     for weight in (0.0, 100.0):
@@ -115,10 +153,86 @@ def test_virtual_batch_norm_does_not_see_the_other_rows():
 
 
 def test_virtual_batch_norm_normalises_as_the_joint_batch_would():
-    layer, reference, x = VirtualBatchNorm(3, 20), torch.randn(20, 3), torch.randn(1, 3)
-    joint = torch.cat([reference, x])
-    expected = (x - joint.mean(0)) / (joint.var(0, unbiased=False) + 1e-5).sqrt()
-    assert torch.allclose(layer(joint)[20:], expected, atol=1e-5)
+    """Each row joins a batch of its own; gain and shift come after."""
+    layer, reference, x = VirtualBatchNorm(3, 20), torch.randn(20, 3), 3 + torch.randn(4, 3)
+    nn.init.constant_(layer.gain, 2.0)
+    nn.init.constant_(layer.shift, -1.0)
+    found = layer(torch.cat([reference, x]))[20:]
+    for row, normalised in zip(x, found, strict=True):
+        joint = torch.cat([reference, row[None]])
+        expected = (row - joint.mean(0)) / (joint.var(0, unbiased=False) + 1e-5).sqrt()
+        torch.testing.assert_close(normalised, 2 * expected - 1, atol=1e-4, rtol=1e-4)
+    layer.reset_parameters()
+    assert layer.gain.tolist() == [1] * 3 and layer.shift.tolist() == [0] * 3
+
+
+def test_a_network_with_a_reference_sees_it_first_and_does_not_return_it():
+    seen = []
+
+    class Remembers(nn.Module):
+        def forward(self, x):
+            seen.append(x)
+            return x + 1
+
+    reference, x = torch.randn(3, 2), torch.randn(4, 2)
+    assert torch.equal(WithReference(Remembers(), reference)(x), x + 1)
+    assert torch.equal(seen[0], torch.cat([reference, x]))
+
+
+REFERENCE = torch.randn(8, 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda: VirtualBatchNorm(2, 8)(torch.randn(7, 2)), r"batch is of shape \(7, 2\).*8 rows"),
+        (lambda: VirtualBatchNorm(2, 8)(torch.randn(9, 1)), r"batch is of shape \(9, 1\)"),
+        (lambda: VirtualBatchNorm(2, 1), "reference is 1"),
+        (lambda: VirtualBatchNorm(0, 8), "features is 0"),
+        (
+            lambda: WithReference(VirtualBatchNorm(2, 9), REFERENCE),
+            "reference is of 8 rows.*9 rows",
+        ),
+        (
+            lambda: WithReference(nn.Linear(2, 1), REFERENCE)(torch.randn(4, 3)),
+            r"\(4, 3\).*\(8, 2\)",
+        ),
+        (lambda: MinibatchDiscrimination(0), "features is 0"),
+        (lambda: MinibatchDiscrimination(2, kernels=1.5), "kernels is 1.5"),
+        (lambda: with_history([], -1), "weight is -1"),
+        (lambda: with_history([], "1"), "weight is '1'"),
+    ],
+)
+def test_what_does_not_fit_is_named(call, named):
+    with pytest.raises(ValueError, match=named):
+        call()
+
+
+def test_numbers_of_numpy_are_numbers():
+    layer = MinibatchDiscrimination(np.int64(3), np.int64(2), np.int32(4))
+    assert layer(torch.randn(5, 3)).shape == (5, 5)
+    D, G = mlp(2, 8, 1), mlp(2, 8, 2)
+    for plain, exotic in zip(smoothed(D, G, 0.5), smoothed(D, G, np.float32(0.5)), strict=True):
+        assert torch.equal(plain.loss(*batch()), exotic.loss(*batch()))
+
+
+def test_statistics_that_are_held_go_by_the_batch_and_do_not_move():
+    torch.manual_seed(0)
+    norm, x = nn.BatchNorm1d(2), 5 + torch.randn(16, 2)
+    with statistics_held():
+        held = norm(x)
+        norm.eval()
+        assert torch.allclose(norm(x), x, atol=1e-3)  # in evaluation, by the running statistics
+        norm.train()
+    assert norm.num_batches_tracked == 0 and not norm.running_mean.any()
+    assert torch.equal(held, norm(x)) and norm.num_batches_tracked == 1
+    untracked = nn.BatchNorm1d(2, track_running_stats=False)
+    broken = nn.Sequential(norm, untracked, nn.BatchNorm2d(2))
+    with pytest.raises(ValueError, match="expected 4D"), statistics_held():
+        broken(x)
+    assert norm.track_running_stats and not untracked.track_running_stats
+    norm(x)
+    assert norm.num_batches_tracked == 2
 
 
 @pytest.mark.parametrize("kind", ["smoothed", "matching", "minibatch", "history", "virtual"])

@@ -18,7 +18,8 @@ CHECKED = "nbval-check-output"
 
 def sources() -> list[Path]:
     """Return the text of every chapter that has code."""
-    return [path for path in sorted(BOOK.glob("*.md")) if "\njupytext:" in path.read_text()[:200]]
+    texts = {path: path.read_text("utf-8") for path in sorted(BOOK.glob("*.md"))}
+    return [path for path, text in texts.items() if "\njupytext:" in text[:200]]
 
 
 def stored(path: Path) -> dict[str, list]:
@@ -69,10 +70,10 @@ def main() -> int:
     for source in sources():
         path = source.with_suffix(".ipynb")
         text = paired(source, renewed(source) if arguments.execute else stored(path))
-        if not path.exists() or path.read_text() != text:
+        if not path.exists() or path.read_text("utf-8") != text:
             differing.append(path.name)
             if not arguments.check:
-                path.write_text(text)
+                path.write_text(text, "utf-8")
     print("In step." if not differing else ("Out of step: " if arguments.check else "Written: ")
           + ", ".join(differing))  # fmt: skip
     return int(arguments.check and bool(differing))

@@ -1,6 +1,7 @@
 """Claims and tables: what a chapter says, checked by the machine and listed in the results page."""
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,12 +22,18 @@ def claim(statement: str, holds: object, **evidence: object) -> None:
 
     ``holds`` is anything with a truth value; ``evidence`` are the numbers it rests on.
     Raises ClaimFailed, with the same text, when the statement is false, and ValueError when
-    there is no evidence. Introduced in *How to use this book*.
+    there is no evidence, or no single truth value: NaN, and a tensor of several, have none.
+    Introduced in *How to use this book*.
     """
     if not evidence:
         raise ValueError(f"claim {statement!r} has no evidence; name at least one number.")
-    holds = bool(holds)
-    if not holds:
+    several = math.prod(getattr(holds, "shape", ())) != 1
+    if several or holds != holds:  # only NaN differs from itself
+        raise ValueError(
+            f"claim {statement!r} rests on {holds!r}; it has to be true or false: reduce several "
+            "values by all() or any(), and compare a number with another."
+        )
+    if not bool(holds):
         raise ClaimFailed(_as_text("✗", statement, evidence))
     display(_Claim(statement, evidence))
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from minimax import gans
 from minimax.coverage import ModeScores, embedded_mode_scores, mode_scores, stacked_mode_scores
 from minimax.data import Data, load
-from minimax.errors import check_choice, check_count
+from minimax.errors import check_choice, check_count, refuse
 from minimax.game import History, Player, minibatches, play
 from minimax.networks import (
     LEAKY_RELU,
@@ -148,9 +148,11 @@ def budgets_of(table: str) -> dict[str, Budget]:
 def budget_of(cell: Cell, **changed: Any) -> Budget:
     """Return how long ``cell`` is played, with parts of it replaced: batches are whole packs.
 
-    Introduced in *Mode collapse*.
+    Raises ValueError for a pack that is larger than a batch. Introduced in *Mode collapse*.
     """
     budget = budgets_of(cell.table)[cell.scale]._replace(**changed)
+    if cell.pack > budget.size:
+        refuse("pack", cell.pack, f"at most {budget.size}, the size of a batch")
     return budget._replace(size=budget.size - budget.size % cell.pack)
 
 
@@ -317,21 +319,19 @@ def play_cell(
     return [ModeScores(int(modes), *rest) for modes, *rest in in_the_end], history
 
 
-def measured(cell: Cell, copies: int, folder: str, **changed: Any) -> dict[str, Any]:
-    """Return what is recorded of ``cell``; a killed run goes on from its checkpoints.
+def measured(cell: Cell, copies: int, checkpoint: Path, **changed: Any) -> dict[str, Any]:
+    """Return what is recorded of ``cell``; a killed run goes on from what ``checkpoint`` holds.
 
-    ``folder`` holds them: for workers on several machines, one that all see. Introduced in *Mode
-    collapse*.
+    Introduced in *Mode collapse*.
     """
     began = time.perf_counter()
-    key = "_".join(f"{name}{value}" for name, value in changed.items())
-    kept = Path(folder) / f"{cell.name}_{copies}{key}"
-    scores, history = play_cell(cell, copies, checkpoint=kept, **changed)
+    scores, history = play_cell(cell, copies, checkpoint=checkpoint, **changed)
     curve = history.watched["scores"].mean(1)  # over copies: (looks, fields)
     columns = {field: [getattr(one, field) for one in scores] for field in ModeScores._fields}
     record = {
         "cell": cell._asdict(),
-        "seeds": list(range(copies)),
+        "seeds": [0],
+        "copies": copies,
         "settings": budget_of(cell)._asdict()
         | {"average": AVERAGE, "schedule": "cosine"}
         | options(cell)

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from minimax.errors import Words, check_count, check_number, refuse
+from minimax.errors import Words, check_count, check_number, described, refuse
 
+SMALLEST = 1e-12  # of what has to be positive
+WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 PERFECT_QUALITY = 1 - math.exp(-4.5)  # share of a normal distribution in the plane within 3 sd
 
 
@@ -19,13 +21,21 @@ def inception_score(probabilities: Tensor, splits: int = 10) -> tuple[float, flo
     """Return exp E KL(p(y | x) ‖ p(y)), mean and standard deviation over ``splits``.
 
     Salimans et al. (2016), section 4, with the classifier that gave ``probabilities`` (N, classes):
-    from 1 to the number of classes, and comparable only under the same classifier. Raises
-    ValueError for fewer rows than splits. Introduced in *DCGAN*.
+    from 1 to the number of classes, and comparable only under the same classifier. The splits are
+    consecutive rows, so their order counts: sorted by class, the best samples score 1. Raises
+    ValueError for fewer rows than splits, and for rows that are no probabilities (logits, say).
+    Introduced in *DCGAN*.
     """
+    _check_points("probabilities", probabilities)
     if len(probabilities) < check_count("splits", splits):
         refuse("splits", splits, f"at most {len(probabilities)}, the number of samples")
+    low, high = probabilities.min().item(), probabilities.max().item()
+    off = (probabilities.double().sum(1) - 1).abs().max().item()
+    if not (low >= 0 and high <= 1 and off <= 1e-3):
+        got = Words(f"from {low:.3g} to {high:.3g}, with rows that sum to 1 up to {off:.3g}")
+        refuse("probabilities", got, "from 0 to 1, each row summing to 1 (softmax makes them so)")
     scores = []
-    for p in probabilities.double().chunk(splits):
+    for p in probabilities.double().tensor_split(splits):
         p = p.clamp(min=1e-12)
         scores.append((p * (p / p.mean(0)).log()).sum(1).mean().exp())
     all_scores = torch.stack(scores)
@@ -38,11 +48,11 @@ def frechet_distance(features: Tensor, others: Tensor) -> float:
 
     Heusel et al. (2017), equation 6: ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½), in squared units of the
     features. It depends on the number of samples: compare equal numbers only. Raises ValueError for
-    samples of different width, or fewer than two. Introduced in *DCGAN*.
+    samples of different width, fewer than two, or with NaN. Introduced in *DCGAN*.
     """
     _check_pair(features, others, 2)
     one, two = features.double(), others.double()
-    first, second = one.T.cov(), two.T.cov()
+    first, second = (torch.atleast_2d(sample.T.cov()) for sample in (one, two))
     values, vectors = torch.linalg.eigh(first)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     overlap = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0).sqrt().sum()
@@ -54,14 +64,15 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
     """Return how many of ``fake`` lie among the real ones, and how many of ``real`` among the fake.
 
     Kynkäänniemi et al. (2019), equation 2: a point lies among others if it is as near to one of
-    them as that one's ``k``-th neighbour. Raises ValueError for k or fewer points. Introduced in
-    *DCGAN*.
+    them as that one's ``k``-th neighbour. Raises ValueError for k or fewer points, and for NaN.
+    Introduced in *DCGAN*.
     """
-    _check_pair(real, fake, check_count("k", k) + 1)
+    k = check_count("k", k)
+    _check_pair(real, fake, k + 1)
 
     def covered(points: Tensor, others: Tensor) -> float:
-        radius = torch.cdist(others, others).kthvalue(k + 1).values  # the nearest is itself
-        return (torch.cdist(points, others) <= radius).any(1).float().mean().item()
+        radius = _distances(others, others).kthvalue(k + 1).values  # the nearest is itself
+        return (_distances(points, others) <= radius).any(1).float().mean().item()
 
     return covered(fake, real), covered(real, fake)
 
@@ -87,22 +98,15 @@ def mode_scores(
     captured if a good sample is nearest to it: Srivastava et al. (2017), section 4.1, and Lin et
     al. (2018), section 4.1. Perfect samples in the plane have a quality of 98.89 %, not 100 %. With
     ``box`` the rule holds for each axis by itself, as in some public code (99.46 %). Without a good
-    sample the divergence is its greatest value, log K. Raises ValueError for shapes that don't fit
-    and for centres that coincide. Introduced in *Mode collapse*.
+    sample the divergence is its greatest value, log K. A sample with NaN is a bad one. Raises
+    ValueError for shapes that don't fit, no samples, an ``sd`` of 0, and centres that coincide.
+    Introduced in *Mode collapse*.
     """
-    if samples.dim() != 2 or centres.dim() != 2 or samples.shape[1] != centres.shape[1]:
-        got = Words(f"of shapes {tuple(samples.shape)} and {tuple(centres.shape)}")
-        refuse("(samples, centres)", got, "of shapes (N, d) and (K, d)")
-    check_number("sd", sd)
-    if len(centres) > 1 and torch.pdist(centres).min() < sd / 100:
-        refuse("centres", Words("with two that coincide"), "distinct, or modes can't be counted")
-    nearest = torch.cdist(samples, centres).argmin(1)
-    offset = (samples - centres[nearest]).abs()
-    distance = offset.amax(1) if box else offset.norm(dim=1)
-    good = distance < within * sd
-    counts = nearest[good].bincount(minlength=len(centres))
-    divergence = reverse_kl(counts) if good.any() else math.log(len(centres))
-    return ModeScores(int((counts > 0).sum()), good.float().mean().item(), divergence)
+    sd = check_number("sd", sd, at_least=SMALLEST)
+    within = check_number("within", within, at_least=SMALLEST)
+    nearest, offset = _offsets(samples, centres, sd / 100)
+    distance = offset.abs().amax(1) if box else offset.norm(dim=1)
+    return _scores(nearest, distance < within * sd, len(centres))
 
 
 def embedded_mode_scores(samples: Tensor, centres: Tensor, active: int = 700) -> ModeScores:
@@ -111,19 +115,15 @@ def embedded_mode_scores(samples: Tensor, centres: Tensor, active: int = 700) ->
     A sample belongs to the nearest of ``centres`` (K, d). It is good if the root mean square of its
     noise is within 20 % of 1 in the active axes, and below 0.2 in the others. That is our own
     definition: by VEEGAN's, within ten deviations of the centre, no real point of 700 axes is good
-    (``mode_scores`` with sd 1 and within 10). Raises ValueError for shapes that don't fit.
-    Introduced in *Mode collapse*.
+    (``mode_scores`` with sd 1 and within 10). A sample with NaN is a bad one. Raises ValueError for
+    shapes that don't fit, no samples, and centres that coincide. Introduced in *Mode collapse*.
     """
-    _check_pair(samples, centres, 1)
+    nearest, offset = _offsets(samples, centres, 0.01)
     if check_count("active", active) >= samples.shape[1]:
         refuse("active", active, f"below {samples.shape[1]}, the number of axes")
-    nearest = torch.cdist(samples, centres).argmin(1)
-    noise = (samples - centres[nearest]).square()
+    noise = offset.square()
     inside, outside = noise[:, :active].mean(1).sqrt(), noise[:, active:].mean(1).sqrt()
-    good = ((inside - 1).abs() < 0.2) & (outside < 0.2)
-    counts = nearest[good].bincount(minlength=len(centres))
-    divergence = reverse_kl(counts) if good.any() else math.log(len(centres))
-    return ModeScores(int((counts > 0).sum()), good.float().mean().item(), divergence)
+    return _scores(nearest, ((inside - 1).abs() < 0.2) & (outside < 0.2), len(centres))
 
 
 def stacked_mode_scores(images: Tensor, classify: Callable[[Tensor], Tensor]) -> tuple[int, float]:
@@ -131,11 +131,23 @@ def stacked_mode_scores(images: Tensor, classify: Callable[[Tensor], Tensor]) ->
 
     Each channel is a digit, which ``classify`` maps from (N, 1, H, W) to classes (N,): Metz et al.
     (2017), section 3.3.1. Uniform draws have about 999 / 2N nats. Raises ValueError for images
-    without three channels. Introduced in *Mode collapse*.
+    without three channels, and for answers that are no digits. Introduced in *Mode collapse*.
     """
-    if images.dim() != 4 or images.shape[1] != 3:
-        refuse("images", Words(f"of shape {tuple(images.shape)}"), "of shape (N, 3, H, W)")
-    hundreds, tens, ones = (classify(channel) for channel in images.split(1, dim=1))
+    if images.dim() != 4 or images.shape[1] != 3 or len(images) == 0:
+        refuse("images", Words(f"of shape {tuple(images.shape)}"), "of shape (N, 3, H, W), N > 0")
+
+    def digit(channel: Tensor) -> Tensor:
+        answer = classify(channel)
+        whole = isinstance(answer, Tensor) and answer.dtype in WHOLE
+        if not whole or answer.shape != (len(images),):
+            got = Words(f"returning {described(answer)}")
+            refuse("classify", got, f"returning whole-numbered classes of shape ({len(images)},)")
+        if answer.min() < 0 or answer.max() > 9:
+            got = Words(f"returning classes from {answer.min()} to {answer.max()}")
+            refuse("classify", got, "returning digits, from 0 to 9")
+        return answer.long()
+
+    hundreds, tens, ones = (digit(channel) for channel in images.split(1, dim=1))
     counts = (100 * hundreds + 10 * tens + ones).bincount(minlength=1000)
     return int((counts > 0).sum()), reverse_kl(counts)
 
@@ -144,8 +156,13 @@ def reverse_kl(counts: Tensor) -> float:
     """Return KL(q ‖ uniform) in nats, where q are the shares of ``counts`` (K,).
 
     The literature calls it reverse KL. Even exactly uniform sampling has more than 0: see
-    ``reverse_kl_floor``. Raises ValueError if nothing was counted. Introduced in *Mode collapse*.
+    ``reverse_kl_floor``. Raises ValueError if nothing was counted, or something less than never.
+    Introduced in *Mode collapse*.
     """
+    if counts.dim() != 1 or len(counts) == 0:
+        refuse("counts", described(counts), "a vector, with one count for each mode")
+    if not bool(((counts >= 0) & counts.isfinite()).all()):
+        refuse("counts", Words("with a negative one, NaN or infinity"), "numbers of at least 0")
     if counts.sum() <= 0:
         refuse("counts", Words("without a sample"), "of at least one sample")
     share = counts.double() / counts.sum()
@@ -169,17 +186,27 @@ def nearest_codes(
     Inference via optimisation (Metz et al. 2017, section 3.4.1; Srivastava et al. 2017): L-BFGS on
     the mean squared error over pixels, from ``restarts`` random codes each, of which the best is
     kept. All images move together, each with its own history and step length. G has to be in
-    evaluation mode. Raises ValueError for counts below 1. Introduced in *Mode collapse*.
+    evaluation mode. Raises ValueError for counts below 1, for images that are not of the shape that
+    G makes, and for NaN. Introduced in *Mode collapse*.
     """
     for name, count in (("codes", codes), ("restarts", restarts), ("steps", steps)):
         check_count(name, count)
-    best, error = torch.zeros(len(images), codes), torch.full((len(images),), math.inf)
+    if images.dim() < 2 or images.numel() == 0 or not bool(images.isfinite().all()):
+        refuse("images", described(images), "a batch of one image or more, without NaN")
+    weight = next(G.parameters(), images) if isinstance(G, nn.Module) else images
+    images = images.to(weight.dtype)
+    best, error = images.new_zeros(len(images), codes), images.new_full((len(images),), math.inf)
 
     def errors(z: Tensor) -> Tensor:
-        return (G(z) - images).flatten(1).square().mean(1)
+        made = G(z)
+        if made.shape != images.shape:  # or one image would be spread over all
+            allowed = f"of shape {tuple(made.shape)}, as G makes them"
+            refuse("images", Words(f"of shape {tuple(images.shape)}"), allowed)
+        return (made - images).flatten(1).square().mean(1)
 
     for _ in range(restarts):
-        z, reached = batched_lbfgs(errors, torch.randn(len(images), codes), steps)
+        start = torch.randn(len(images), codes).to(images)
+        z, reached = batched_lbfgs(errors, start, steps)
         better = reached < error
         best[better], error[better] = z[better], reached[better]
     return best, error
@@ -191,14 +218,20 @@ def batched_lbfgs(
     """Return minimisers (N, d) of N separate functions, from ``start`` (N, d), and values (N,).
 
     ``loss`` maps (N, d) to (N,), row by row. L-BFGS with ``memory`` pairs (Nocedal and Wright 2006,
-    algorithm 7.4), each row with its own backtracking line search; no step raises a value.
+    algorithm 7.4), each row with its own backtracking line search; no step raises a value. Raises
+    ValueError for a loss that does not give one value per row, or gives NaN at the start.
     Introduced in *Mode collapse*.
     """
+    if start.dim() != 2 or not start.is_floating_point():
+        refuse("start", described(start), "a float tensor of shape (N, d)")
 
     def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             value = loss(x)
+            if value.shape != (len(x),):
+                got = Words(f"returning shape {tuple(value.shape)}")
+                refuse("loss", got, f"returning one value per row, of shape ({len(x)},)")
             (slope,) = torch.autograd.grad(value.sum(), x)
         return value.detach(), slope
 
@@ -207,6 +240,9 @@ def batched_lbfgs(
 
     x, pairs = start.detach(), []  # type: Tensor, list[tuple[Tensor, Tensor, Tensor]]
     value, slope = evaluate(x)
+    if not bool(value.isfinite().all() and slope.isfinite().all()):
+        allowed = "finite at the start, as its gradient has to be"
+        refuse("loss", Words("NaN or infinite"), allowed)
     for _ in range(check_count("steps", steps)):
         direction, shares = slope, []
         for s, y, rho in reversed(pairs):
@@ -241,10 +277,47 @@ def batched_lbfgs(
     return x, value
 
 
+def _distances(points: Tensor, others: Tensor) -> Tensor:
+    """Return all distances (N, M), in double precision.
+
+    From differences: the faster product form loses near points that are far from the origin.
+    """
+    exact = "donot_use_mm_for_euclid_dist"
+    return torch.cdist(points.double(), others.double(), compute_mode=exact)
+
+
+def _offsets(samples: Tensor, centres: Tensor, apart: float) -> tuple[Tensor, Tensor]:
+    """Return the nearest of ``centres`` to each of ``samples``, (N,), and what lies between."""
+    _check_points("samples", samples, finite=False)
+    _check_points("centres", centres)
+    if samples.shape[1] != centres.shape[1]:
+        got = Words(f"of shapes {tuple(samples.shape)} and {tuple(centres.shape)}")
+        refuse("(samples, centres)", got, "of shapes (N, d) and (K, d)")
+    if len(centres) > 1 and torch.pdist(centres.double()).min() < apart:
+        refuse("centres", Words("with two that coincide"), "distinct, or modes can't be counted")
+    nearest = _distances(samples, centres).argmin(1)
+    return nearest, samples.double() - centres.double()[nearest]
+
+
+def _scores(nearest: Tensor, good: Tensor, modes: int) -> ModeScores:
+    counts = nearest[good].bincount(minlength=modes)
+    divergence = reverse_kl(counts) if good.any() else math.log(modes)
+    return ModeScores(int((counts > 0).sum()), good.float().mean().item(), divergence)
+
+
+def _check_points(argument: str, points: Tensor, *, finite: bool = True) -> None:
+    if points.dim() != 2 or points.numel() == 0:
+        refuse(argument, Words(f"of shape {tuple(points.shape)}"), "of shape (N, d), not empty")
+    if finite and not bool(points.isfinite().all()):
+        refuse(argument, Words("with NaN or infinity"), "finite numbers")
+
+
 def _check_pair(one: Tensor, two: Tensor, least: int) -> None:
-    if one.dim() != 2 or two.dim() != 2 or one.shape[1] != two.shape[1]:
+    if one.dim() != 2 or two.dim() != 2 or one.shape[1] != two.shape[1] or one.shape[1] == 0:
         got = Words(f"of shapes {tuple(one.shape)} and {tuple(two.shape)}")
         refuse("the two samples", got, "of shapes (N, d) and (M, d)")
     if min(len(one), len(two)) < least:
         got = Words(f"of {len(one)} and {len(two)} points")
         refuse("the two samples", got, f"of at least {least} points each")
+    if not bool(one.isfinite().all() and two.isfinite().all()):
+        refuse("the two samples", Words("with NaN or infinity"), "finite numbers")

@@ -12,9 +12,33 @@ from scipy.stats import beta, norm
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from minimax.errors import check_count, check_images, check_number, refuse
+from minimax.errors import (
+    Words,
+    check_count,
+    check_labels,
+    check_number,
+    check_pixels,
+    logits_of,
+    refuse,
+)
 from minimax.game import Player
 from minimax.networks import evaluating
+from minimax.stabilisers import statistics_held
+
+
+def _positive(argument: str, value: float) -> float:
+    if (number := check_number(argument, value)) == 0:
+        refuse(argument, value, "above 0")
+    return number
+
+
+def _answers(network: nn.Module, x: Tensor) -> Tensor:
+    """Return the logits of ``network``; of one class alone, nothing could ever be wrong."""
+    logits = network(x)
+    if logits.dim() != 2 or logits.shape[1] < 2:
+        got = Words(f"giving shape {tuple(logits.shape)}")
+        refuse("network", got, f"giving ({len(x)}, classes), of two classes or more")
+    return logits
 
 
 def worst_case(
@@ -32,10 +56,12 @@ def worst_case(
     ``attacks.pgd`` it runs under ``torch.func.vmap`` and checks nothing. ``loss`` maps images of
     the shape of ``x`` to a scalar that sums over them. The result lies within |δ| ≤ ``epsilon`` and
     in [0, 1]; no gradient passes through it. ``step_size`` is in pixels (default 2.5·ε/steps, for
-    one step ε). Introduced in *Defenses*.
+    one step ε). Batch normalisations in training go by the batch, and their running statistics
+    don't count what is only tried. Introduced in *Defenses*.
     """
     size = (epsilon if steps == 1 else 2.5 * epsilon / steps) if step_size is None else step_size
-    with torch.no_grad():  # of the steps, not of the gradient inside: that one is torch.func's own
+    # No gradient of the steps; that of the loss inside is torch.func's own.
+    with torch.no_grad(), statistics_held():
         moved = (x + epsilon * (2 * torch.rand_like(x) - 1)).clamp(0, 1) if random_start else x
         for _ in range(steps):
             moved = moved + size * torch.func.grad(loss)(moved).sign()
@@ -59,21 +85,25 @@ def adversarial_training(
     by ``worst_case``. One step without a random start and ``mix=0.5`` is Goodfellow et al. (2015),
     section 6; forty steps of 0.01 from a random start are Madry et al. (2018) on MNIST; one step of
     1.25·ε from a random start is Wong et al. (2020). A batch is (x, y); ``options`` go to
-    ``Player``. Raises ValueError for arguments out of range. Introduced in *Defenses*.
+    ``Player``. Raises ValueError for arguments out of range, and the loss for labels that are none
+    and for a network that does not tell classes apart. Introduced in *Defenses*.
     """
-    check_number("epsilon", epsilon)
-    check_count("steps", steps)
-    if not 0 <= mix <= 1:
+    epsilon, mix = check_number("epsilon", epsilon), check_number("mix", mix)
+    if mix > 1:
         refuse("mix", mix, "between 0 and 1")
+    if random_start not in (True, False):
+        refuse("random_start", random_start, "True or False")
     kwargs: dict[str, Any] = {
-        "steps": steps,
-        "step_size": step_size,
+        "steps": check_count("steps", steps),
+        "step_size": None if step_size is None else check_number("step_size", step_size),
         "random_start": random_start,
     }
 
     def adversarial_loss(x: Tensor, y: Tensor) -> Tensor:
+        y = check_labels("y", y, len(x))
+
         def total(images: Tensor) -> Tensor:
-            return cross_entropy(network(images), y, reduction="sum")
+            return cross_entropy(_answers(network, images), y, reduction="sum")
 
         loss = mix * cross_entropy(network(worst_case(total, x, epsilon, **kwargs)), y)
         return loss if mix == 1 else loss + (1 - mix) * cross_entropy(network(x), y)
@@ -93,22 +123,27 @@ def virtual_adversarial_loss(
 
     Miyato et al. (2018), equations 5 to 10: KL(p(·|x) ‖ p(·|x + r)) in nats, with ‖r‖₂ =
     ``epsilon`` in the direction that ``iterations`` of the power method find, probing at distance
-    ``xi``. No label is needed. ``x`` is (N, …). Introduced in *Defenses*.
+    ``xi``. No label is needed. ``x`` is (N, …). As in the paper's code, batch normalisations in
+    training go by the batch and leave their running statistics. Raises ValueError for arguments out
+    of range, and for a network that does not tell classes apart. Introduced in *Defenses*.
     """
-    before = network(x).detach().log_softmax(1)
-
-    def change(r: Tensor) -> Tensor:
-        return (before.exp() * (before - network(x + r).log_softmax(1))).sum()
+    epsilon, xi = check_number("epsilon", epsilon), _positive("xi", xi)
+    iterations = check_count("iterations", iterations)
 
     def unit(direction: Tensor) -> Tensor:
         length = direction.flatten(1).norm(dim=1).clamp(min=1e-12)
         return direction / length.view(-1, *[1] * (x.dim() - 1))
 
-    with torch.no_grad():
-        direction = unit(torch.randn_like(x))
-        for _ in range(iterations):
-            direction = unit(torch.func.grad(change)(xi * direction))
-    return change(epsilon * direction) / len(x)
+    def change(r: Tensor) -> Tensor:
+        return (before.exp() * (before - network(x + r).log_softmax(1))).sum()
+
+    with statistics_held():
+        before = _answers(network, x).detach().log_softmax(1)
+        with torch.no_grad():
+            direction = unit(torch.randn_like(x))
+            for _ in range(iterations):
+                direction = unit(torch.func.grad(change)(xi * direction))
+        return change(epsilon * direction) / len(x)
 
 
 def virtual_adversarial_training(
@@ -124,13 +159,17 @@ def virtual_adversarial_training(
 
     Miyato et al. (2018), equation 8, ``weight`` being its α. A batch is (x, y, unlabelled images);
     ``epsilon`` is an L2 radius in pixels; ``options`` go to ``Player``. Raises ValueError for
-    arguments out of range. Introduced in *Defenses*.
+    arguments out of range, and the loss for labels that are none, images of two shapes, and a
+    network that does not tell classes apart. Introduced in *Defenses*.
     """
-    check_number("epsilon", epsilon)
-    check_number("weight", weight)
-    check_count("iterations", iterations)
+    epsilon, weight = check_number("epsilon", epsilon), check_number("weight", weight)
+    iterations, xi = check_count("iterations", iterations), _positive("xi", xi)
 
     def virtual_adversarial(x: Tensor, y: Tensor, unlabelled: Tensor) -> Tensor:
+        y = check_labels("y", y, len(x))
+        if unlabelled.shape[1:] != x.shape[1:]:
+            got = Words(f"of shape {tuple(unlabelled.shape)}")
+            refuse("unlabelled", got, f"of shape (N, …) like x, {tuple(x.shape)}")
         everything = torch.cat([x, unlabelled])
         smoothness = virtual_adversarial_loss(
             network, everything, epsilon, iterations=iterations, xi=xi
@@ -167,22 +206,22 @@ def certify(
     most often under Gaussian noise of ``sigma`` pixels. ``first`` draws guess the class,
     ``samples`` more bound its probability p from below (Clopper and Pearson, one-sided); the radius
     is ``sigma``·Φ⁻¹(p), wrong with probability at most ``alpha`` for each image (N, …) of ``x``. It
-    abstains where p ≤ ½. Raises ValueError for arguments out of range. Introduced in *Defenses*.
+    abstains where p ≤ ½. Raises ValueError for arguments out of range, and for a network that does
+    not return finite logits. Introduced in *Defenses*.
     """
-    check_images(x, torch.zeros(len(x), dtype=torch.long))
-    if check_number("sigma", sigma) == 0:
-        refuse("sigma", sigma, "above 0")
-    check_count("first", first)
-    check_count("samples", samples)
-    if not 0 < alpha < 1:
+    check_pixels("x", x)
+    sigma, alpha = _positive("sigma", sigma), _positive("alpha", alpha)
+    if alpha >= 1:
         refuse("alpha", alpha, "between 0 and 1")
+    first, samples = check_count("first", first), check_count("samples", samples)
+    batch_size = check_count("batch_size", batch_size)
 
     def votes(image: Tensor, count: int) -> Tensor:
         """Return how often each class is the answer (classes,)."""
         said = []
         for part in torch.arange(count).split(batch_size):
-            noise = sigma * torch.randn((len(part), *image.shape), device=image.device)
-            logits = network(image + noise)
+            noise = torch.randn((len(part), *image.shape), dtype=x.dtype, device=x.device)
+            logits = logits_of(network, image + sigma * noise)
             said.append(one_hot(logits.argmax(1), logits.shape[1]).sum(0))
         return torch.stack(said).sum(0)
 

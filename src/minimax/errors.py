@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import NoReturn
+from numbers import Integral
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Words(str):
@@ -20,23 +21,28 @@ def refuse(argument: str, value: object, allowed: str) -> NoReturn:
     raise ValueError(f"{argument} is {value!r}; it has to be {allowed}.")
 
 
-def check_number(argument: str, value: float, *, at_least: float = 0.0) -> float:
-    """Return ``value`` as a float, or refuse it unless it is finite and ≥ ``at_least``."""
+def check_number(argument: str, value: Any, *, at_least: float = 0.0) -> float:
+    """Return ``value`` as a float, or refuse it unless it is finite and ≥ ``at_least``.
+
+    Numbers of NumPy and tensors with a single element are numbers; text and truth values are none.
+    """
     allowed = f"a finite number of at least {at_least:g}"
+    if isinstance(value, (str, bytes, bool)):
+        refuse(argument, value, allowed)
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):
         refuse(argument, value, allowed)
     if not math.isfinite(number) or number < at_least:
         refuse(argument, value, allowed)
     return number
 
 
-def check_count(argument: str, value: int, *, at_least: int = 1) -> int:
-    """Return ``value``, or refuse it unless it is a whole number ≥ ``at_least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+def check_count(argument: str, value: Any, *, at_least: int = 1) -> int:
+    """Return ``value`` as an int, or refuse it unless it is a whole number ≥ ``at_least``."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
         refuse(argument, value, f"a whole number of at least {at_least}")
-    return value
+    return int(value)
 
 
 def check_choice(argument: str, value: str, allowed: Sequence[str]) -> str:
@@ -46,27 +52,82 @@ def check_choice(argument: str, value: str, allowed: Sequence[str]) -> str:
     return value
 
 
-def check_images(x: Tensor, y: Tensor) -> None:
-    """Refuse ``x`` unless it is a float batch in [0, 1], and ``y`` unless it holds its labels."""
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2 or len(x) == 0:
-        got = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
-        refuse("x", Words(got), "a non-empty batch of images, a float tensor of shape (N, …)")
+def described(value: object) -> Words:
+    """Return what an error says of an argument that should have been a tensor of another kind."""
+    if isinstance(value, Tensor):
+        return Words(f"{tuple(value.shape)} {value.dtype}")
+    return Words(type(value).__name__)
+
+
+def check_pixels(argument: str, x: Tensor) -> None:
+    """Refuse ``x`` unless it is a non-empty float batch with every pixel in [0, 1]."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2 or x.numel() == 0:
+        allowed = "a non-empty batch of images, a float tensor of shape (N, …)"
+        refuse(argument, described(x), allowed)
     low, high = x.min().item(), x.max().item()
     if not (low >= 0.0 and high <= 1.0):  # written so that NaN is refused too
-        refuse("x", Words(f"between {low:g} and {high:g}"), "between 0 and 1 (ε is in pixel units)")
-    if not isinstance(y, Tensor) or y.is_floating_point() or y.shape != x.shape[:1]:
-        got = f"{tuple(y.shape)} {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
-        refuse("y", Words(got), f"one whole-numbered class per image, of shape ({len(x)},)")
+        span = Words(f"between {low:g} and {high:g}")
+        refuse(argument, span, "between 0 and 1 (ε is in pixel units)")
 
 
-def check_logits(logits: Tensor, y: Tensor) -> None:
-    """Refuse a model whose output is not one finite row of logits per image, or a label outside."""
-    if logits.dim() != 2 or len(logits) != len(y):
+def check_labels(argument: str, y: Tensor, images: int) -> Tensor:
+    """Return ``y`` as int64, or refuse it unless it is one whole-numbered class for each image."""
+    whole = isinstance(y, Tensor) and not (
+        y.is_floating_point() or y.is_complex() or y.dtype == torch.bool
+    )
+    if not whole or y.shape != (images,):
+        refuse(argument, described(y), f"one whole-numbered class per image, of shape ({images},)")
+    return y.long()
+
+
+def check_images(x: Tensor, y: Tensor) -> Tensor:
+    """Refuse ``x`` unless it is a float batch in [0, 1]; return ``y``, its labels, as int64."""
+    check_pixels("x", x)
+    return check_labels("y", y, len(x))
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse ``model`` unless it is a torch.nn.Module."""
+    if not isinstance(model, nn.Module):
+        allowed = "a torch.nn.Module (give a function a module whose forward calls it)"
+        refuse("model", Words(f"of type {type(model).__name__}"), allowed)
+
+
+def check_logits(
+    logits: Tensor, images: int, y: Tensor | None = None, argument: str = "model"
+) -> Tensor:
+    """Return ``logits``; refuse a model whose output is not one finite row per image.
+
+    With the labels ``y`` (N,), refuse one that is no class of the model.
+    """
+    if not isinstance(logits, Tensor):
+        got = Words(f"returning {type(logits).__name__}")
+        refuse(argument, got, f"returning a tensor of shape ({images}, classes)")
+    if logits.dim() != 2 or len(logits) != images:
         got = Words(f"returning shape {tuple(logits.shape)}")
-        refuse("model", got, f"returning ({len(y)}, classes)")
+        refuse(argument, got, f"returning ({images}, classes)")
+    if logits.shape[1] < 2:
+        refuse(argument, Words("returning one logit"), "returning one for each of several classes")
     if not torch.isfinite(logits).all():
         got = Words("returning NaN or infinity")
-        refuse("model", got, "returning finite logits on images in [0, 1]")
-    if y.min() < 0 or y.max() >= logits.shape[1]:
+        refuse(argument, got, "returning finite logits on images in [0, 1]")
+    if y is not None and len(y) and (y.min() < 0 or y.max() >= logits.shape[1]):
         span = Words(f"from {y.min().item()} to {y.max().item()}")
         refuse("y", span, f"from 0 to {logits.shape[1] - 1}, the classes that the model knows")
+    return logits
+
+
+def logits_of(model: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
+    """Return the logits (N, classes) of ``model`` at ``x`` (N, …), checked as by check_logits.
+
+    Images of another precision than the model's weights are refused by name.
+    """
+    check_model(model)
+    try:
+        logits = model(x)
+    except RuntimeError:
+        weight = next((w for w in model.parameters() if w.is_floating_point()), None)
+        if weight is None or weight.dtype == x.dtype:
+            raise
+        refuse("x", Words(str(x.dtype)), f"{weight.dtype}, as the weights of the model are")
+    return check_logits(logits, len(x), y)

@@ -5,13 +5,14 @@ Binary images are rows (N, d) of zeros and ones, as floats.
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from minimax.errors import Words, check_count, check_number, refuse
+from minimax.errors import Words, check_count, check_number, described, refuse
 from minimax.game import Player
 from minimax.networks import VAE
 
@@ -19,8 +20,10 @@ from minimax.networks import VAE
 class BernoulliMixture:
     """A mixture of products of Bernoullis, p(x) = Σₖ πₖ Πᵢ μₖᵢ^xᵢ (1 − μₖᵢ)^(1 − xᵢ).
 
-    ``weights`` π are (K,) and sum to 1, ``means`` μ are (K, d), strictly between 0 and 1. Raises
-    ValueError if they are not. Bishop (2006), section 9.3.3. Introduced in *Generative models*.
+    ``weights`` π are (K,), not negative, and sum to 1, ``means`` μ are (K, d), strictly between 0
+    and 1; it computes in their precision. Images ``x`` are (N, d). Raises ValueError for weights
+    and means that are not like that, and for images of another width or outside [0, 1]. Bishop
+    (2006), section 9.3.3. Introduced in *Generative models*.
     """
 
     def __init__(self, weights: Tensor, means: Tensor) -> None:
@@ -29,15 +32,18 @@ class BernoulliMixture:
             refuse("(weights, means)", got, "of shapes (K,) and (K, d)")
         if not bool(((means > 0) & (means < 1)).all()):
             refuse("means", Words("with a value outside"), "strictly between 0 and 1")
-        if not torch.allclose(weights.sum(), torch.tensor(1.0), atol=1e-4):
-            refuse("weights", Words(f"of sum {weights.sum():.4g}"), "positive, of sum 1")
-        self.weights, self.means = weights, means
+        total = weights.sum().item()
+        if not (bool((weights >= 0).all()) and abs(total - 1) <= 1e-4):
+            got = Words(f"of sum {total:.4g}, the least being {weights.min().item():.4g}")
+            refuse("weights", got, "at least 0, of sum 1")
+        self.weights, self.means = weights.to(means.dtype), means
 
     @classmethod
     def start(
         cls, x: Tensor, components: int, generator: torch.Generator | None = None
     ) -> "BernoulliMixture":
         """Return equal weights, and means halfway between those of ``x`` and random rows of it."""
+        _check_unit(x)
         if check_count("components", components) > len(x):
             refuse("components", components, f"at most {len(x)}, the number of images")
         rows = torch.randperm(len(x), generator=generator)[:components]
@@ -46,8 +52,12 @@ class BernoulliMixture:
 
     def log_joint(self, x: Tensor) -> Tensor:
         """Return log πₖ + log p(x | k), of shape (N, K)."""
+        _check_unit(x)
+        if x.shape[1:] != self.means.shape[1:]:
+            got = Words(f"of shape {tuple(x.shape)}")
+            refuse("x", got, f"of shape (N, {self.means.shape[1]}), as the means are")
         on, off = self.means.log(), (-self.means).log1p()
-        return x @ (on - off).T + off.sum(1) + self.weights.log()
+        return x.to(on.dtype) @ (on - off).T + off.sum(1) + self.weights.log()
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x) in nats, of shape (N,)."""
@@ -61,15 +71,17 @@ class BernoulliMixture:
         """Return the mixture after one step of EM on ``x``.
 
         ``pseudocount`` images of each component, half on and half off, are added to what is
-        counted: means stay off 0 and 1. (The step then climbs log-likelihood plus log-prior.)
+        counted: means stay off 0 and 1. (The step then climbs log-likelihood plus log-prior.) A
+        component that explains nothing keeps its means.
         """
-        check_number("pseudocount", pseudocount)
-        mass, on = torch.zeros(len(self.weights)), torch.zeros_like(self.means)
+        pseudocount = check_number("pseudocount", pseudocount)
+        mass, on = torch.zeros_like(self.weights), torch.zeros_like(self.means)
         for part in x.split(10_000):
             responsible = self.posterior(part)
             mass += responsible.sum(0)
-            on += responsible.T @ part
-        means = (on + pseudocount / 2) / (mass + pseudocount)[:, None]
+            on += responsible.T @ part.to(on.dtype)
+        counted = (mass + pseudocount)[:, None]
+        means = torch.where(counted > 0, (on + pseudocount / 2) / counted, self.means)
         weights = (mass + pseudocount) / (mass + pseudocount).sum()
         return BernoulliMixture(weights, means.clamp(1e-6, 1 - 1e-6))
 
@@ -145,6 +157,7 @@ def log_partition_exact(rbm: RBM) -> float:
 
     Raises ValueError if that layer has more than 20 units. Introduced in *Generative models*.
     """
+    _check_rbm(rbm)
     W, a, b = (w.detach().double() for w in (rbm.W, rbm.a, rbm.b))
     if W.shape[0] < W.shape[1]:
         W, a, b = W.T, b, a
@@ -164,31 +177,36 @@ def temperatures(*steps: tuple[int, float]) -> Tensor:
     """Return rising inverse temperatures from 0: so many steps up to each end.
 
     The default, 500 up to 0.5, 4,000 up to 0.9 and 10,000 up to 1, is that of Salakhutdinov and
-    Murray (2008). Introduced in *Generative models*.
+    Murray (2008). Raises ValueError for ends that do not rise. Introduced in *Generative models*.
     """
     parts, low = [torch.zeros(1)], 0.0
-    for count, high in steps or ((500, 0.5), (4_000, 0.9), (10_000, 1.0)):
-        check_count("steps", count)
-        parts.append(torch.linspace(low, high, count + 1)[1:])
+    for count, end in steps or ((500, 0.5), (4_000, 0.9), (10_000, 1.0)):
+        high = check_number("the end of steps", end, at_least=low)
+        parts.append(torch.linspace(low, high, check_count("steps", count) + 1)[1:])
         low = high
     return torch.cat(parts)
 
 
 @torch.no_grad()
 def annealed_importance_sampling(
-    rbm: RBM, betas: Tensor, chains: int = 100, base: Tensor | None = None
+    rbm: RBM, betas: Tensor | Sequence[float], chains: int = 100, base: Tensor | None = None
 ) -> Tensor:
     """Return ``chains`` estimates of log Z, (chains,): log-mean-exp of them is the estimate.
 
     Neal (2001); Salakhutdinov and Murray (2008), section 4.1. The chains start in independent
     pixels with the log-odds ``base`` (visible,), 0 by default, and pass through the inverse
-    temperatures ``betas``, which rise from 0 to 1. Raises ValueError if they don't.
-    Introduced in *Generative models*.
+    temperatures ``betas``, which rise from 0 to 1. Raises ValueError if they don't, and for a
+    ``base`` of another shape or with infinite log-odds. Introduced in *Generative models*.
     """
-    check_count("chains", chains)
-    if betas.dim() != 1 or betas[0] != 0 or betas[-1] != 1 or bool((betas.diff() < 0).any()):
+    chains = check_count("chains", chains)
+    _check_rbm(rbm)
+    betas = torch.as_tensor(betas).to(rbm.W)
+    rises = betas.dim() == 1 and len(betas) > 0 and bool((betas.diff() >= 0).all())
+    if not rises or betas[0] != 0 or betas[-1] != 1:
         refuse("betas", Words("otherwise"), "a vector that rises from 0 to 1")
-    start = torch.zeros_like(rbm.a) if base is None else base
+    start = torch.zeros_like(rbm.a) if base is None else base.to(rbm.a)
+    if start.shape != rbm.a.shape or not bool(start.isfinite().all()):
+        refuse("base", described(start), f"finite log-odds of shape {tuple(rbm.a.shape)}")
 
     def log_p(v: Tensor, beta: Tensor) -> Tensor:
         """Return the unnormalised log-probability at inverse temperature ``beta``."""
@@ -196,7 +214,7 @@ def annealed_importance_sampling(
         return visible + softplus(beta * (v @ rbm.W + rbm.b)).sum(1)
 
     v = torch.bernoulli(start.sigmoid().expand(chains, -1))
-    log_weight = softplus(start).sum() + len(rbm.b) * math.log(2) + torch.zeros(chains)
+    log_weight = softplus(start).sum() + len(rbm.b) * math.log(2) + torch.zeros(chains).to(start)
     for beta, hotter in zip(betas[1:], betas[:-1], strict=True):
         log_weight += log_p(v, beta) - log_p(v, hotter)
         h = torch.bernoulli((beta * (v @ rbm.W + rbm.b)).sigmoid())
@@ -205,7 +223,12 @@ def annealed_importance_sampling(
 
 
 def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
-    """Return log mean exp(``values``) along ``dim``. Introduced in *Generative models*."""
+    """Return log mean exp(``values``) along ``dim``, of at least one value.
+
+    Introduced in *Generative models*.
+    """
+    if values.dim() == 0 or values.shape[dim] == 0:
+        refuse("values", described(values), "of at least one value to average")
     return values.logsumexp(dim) - math.log(values.shape[dim])
 
 
@@ -217,22 +240,49 @@ def importance_weighted_bound(
 
     Burda et al. (2016), equation 8: with k = 1 the ELBO, and the nearer to log p(x) the larger k
     is. For several values in ``samples`` the result is (len(samples), N), from the same codes.
-    ``at_once`` codes are decoded at a time. Introduced in *Generative models*.
+    ``at_once`` codes are decoded at a time. Raises ValueError for images outside [0, 1], or of
+    another shape or precision than those of the ``vae``. Introduced in *Generative models*.
     """
-    several = [samples] if isinstance(samples, int) else list(samples)
-    for count in several:
-        check_count("samples", count)
+    single = isinstance(samples, (int, Integral))
+    counts = [samples] if isinstance(samples, (int, Integral)) else list(samples)
+    several = [check_count("samples", count) for count in counts]
+    if not several:
+        refuse("samples", samples, "a count, or a sequence of at least one")
+    _check_unit(x)
+    weight = next(vae.parameters(), x)
+    if x.dtype != weight.dtype:
+        refuse("x", Words(str(x.dtype)), f"{weight.dtype}, as the weights of the model are")
+    at_once = check_count("at_once", at_once)
     most, bounds = max(several), []
     for part in x.split(max(1, at_once // most)):
         mean, log_variance = vae.encode(part)
         spread = (log_variance / 2).exp()
-        noise = torch.randn(most, *mean.shape)
+        noise = torch.randn(most, *mean.shape).to(mean)
         z = mean + spread * noise
         logits = vae.decode(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+        if logits.shape[2:] != x.shape[1:]:
+            got = Words(f"of shape {tuple(x.shape)}")
+            refuse("x", got, f"of shape {('N', *logits.shape[2:])}".replace("'", ""))
         pixels = -binary_cross_entropy_with_logits(logits, part.expand_as(logits), reduction="none")
         log_p = pixels.flatten(2).sum(2) - (z**2).sum(2) / 2
         log_q = -(noise**2).sum(2) / 2 - spread.log().sum(1)
         log_ratio = log_p - log_q  # the constants of the two normal densities cancel
         bounds.append(torch.stack([log_mean_exp(log_ratio[:count]) for count in several]))
     joined = torch.cat(bounds, 1)
-    return joined[0] if isinstance(samples, int) else joined
+    if not bool(joined.isfinite().all()):
+        refuse("vae", Words("giving NaN or infinity"), "one that gives finite logits")
+    return joined[0] if single else joined
+
+
+def _check_unit(x: Tensor) -> None:
+    """Refuse ``x`` unless it is a non-empty float batch (N, …) of pixels in [0, 1]."""
+    if x.dim() < 2 or x.numel() == 0 or not x.is_floating_point():
+        refuse("x", described(x), "a non-empty batch of images, a float tensor of shape (N, …)")
+    low, high = (end.item() for end in x.aminmax())
+    if not (low >= 0 and high <= 1):  # written so that NaN is refused too
+        refuse("x", Words(f"between {low:g} and {high:g}"), "between 0 and 1")
+
+
+def _check_rbm(rbm: RBM) -> None:
+    if not all(bool(weight.isfinite().all()) for weight in rbm.parameters()):
+        refuse("rbm", Words("with NaN or infinite weights"), "one with finite weights")

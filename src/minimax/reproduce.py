@@ -4,7 +4,9 @@ WHAT is a chapter (its paper-scale run, one per seed, kept after each), ``timing
 chapter takes at quick scale), ``robust_mnist`` (the adversarially trained network of *Defenses*)
 or ``squeezenet`` (the attack on a photograph that a reader without the weights is shown).
 ``dcgan --data NAME`` trains a DCGAN on that data set and records its generator. Run it from a
-clone: the chapters are not part of the installed package. Under ``torchrun`` the DCGAN is trained
+clone: the chapters are not part of the installed package. A tree with changes that no commit holds
+is refused unless ``--dirty`` is given. A run that was killed goes on when the same version is asked
+for the same again. Under ``torchrun`` the DCGAN is trained
 by all processes together, each of which computes its share of every batch. ``mode_collapse --table
 NAME`` plays the cells of that table that have no record yet, by itself or on a Dask cluster.
 """
@@ -13,12 +15,12 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import re
-import subprocess
+import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,7 +30,7 @@ import nbformat
 import numpy as np
 import torch
 from nbclient import NotebookClient
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import resize
 
@@ -39,6 +41,7 @@ from minimax.data import Data, Pretrained, load, squeezenet
 from minimax.defenses import adversarial_training
 from minimax.files import write_whole
 from minimax.game import History, minibatches, parallel, play
+from minimax.game.engine import bf16_pays
 from minimax.game.player import processes
 from minimax.gans import non_saturating
 from minimax.networks import (
@@ -48,12 +51,15 @@ from minimax.networks import (
     predict,
     strided_network,
 )
+from minimax.provenance import ROOT, changes, checkpoint_folder, device_used
+from minimax.provenance import commit as _commit
 from minimax.recorded import FOLDER, run, tensors
 
-ROOT = Path(__file__).parents[2]
 EPSILONS = (0.0, 0.001, 0.002, 0.004, 0.007, 0.015, 0.03, 0.06)
 OSTRICH = 9
-PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+USED = """import json, resource
+from minimax.provenance import device_used
+print(json.dumps([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, device_used()]))"""
 
 
 def attack_photograph(pretrained: Pretrained, photograph: Tensor) -> dict[str, Any]:
@@ -102,7 +108,7 @@ def turn_into_ostriches(
 
 def record_squeezenet() -> None:
     """Record the attacks on scikit-learn's photographs: a few bits per pixel and a table."""
-    began = time.perf_counter()
+    began, provenance = time.perf_counter(), _provenance()
     pretrained = squeezenet(download=True)
     photographs = load("photographs").x
     first = attack_photograph(pretrained, photographs[0])
@@ -114,8 +120,9 @@ def record_squeezenet() -> None:
         "r": (ostriches["r"] / step).round().to(torch.int8),
         "step": step,
     }
-    save_file(kept, FOLDER / "squeezenet.safetensors")
-    record = _provenance(began) | {
+    write_whole(FOLDER / "squeezenet.safetensors", save(kept))
+    record = provenance | {
+        "seconds": time.perf_counter() - began,
         "weights": first["origin"],
         "rows": first["rows"],
         "before": ostriches["before"],
@@ -154,7 +161,7 @@ def train_robust_mnist(network: nn.Module, epochs: float = 25.0) -> None:
 
 def record_robust_mnist(epochs: float = 25.0, images: int = 10_000) -> None:
     """Record the weights of an adversarially trained network, and how it does under PGD."""
-    began, provenance = time.perf_counter(), _provenance(None)
+    began, provenance = time.perf_counter(), _provenance()
     torch.manual_seed(0)
     network = strided_network()
     train_robust_mnist(network, epochs)
@@ -168,7 +175,7 @@ def record_robust_mnist(epochs: float = 25.0, images: int = 10_000) -> None:
             network, x, y, 0.3, steps=100, step_size=0.01, restarts=restarts, until_fooled=True
         )
         measured[f"PGD-100, restarts: {restarts}"] = [accuracy(network, attacked, y)]
-    save_file(halves, FOLDER / "robust_mnist.safetensors")
+    write_whole(FOLDER / "robust_mnist.safetensors", save(halves))
     record = provenance | {
         "seconds": time.perf_counter() - began,
         "seeds": [0],
@@ -210,17 +217,19 @@ def train_dcgan(
     batch: int = 64,
     codes: int = 100,
     seed: int = 0,
-    bf16: bool = True,
+    bf16: bool | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int = 500,
 ) -> tuple[DCGANGenerator, DCGANDiscriminator, History]:
     """Train a DCGAN on ``images``, a tensor (N, channels, size, size) or a data set of such images.
 
     Radford et al. (2016), section 4: Adam, 2·10⁻⁴, β₁ = 0.5. The generator that is returned has
-    the moving average of its weights. Under torchrun every process computes its share of each
-    batch, and all end with the same weights. Introduced in *DCGAN*.
+    the moving average of its weights. ``bf16`` is by default what the device has instructions for.
+    Under torchrun every process computes its share of each batch, and all end with the same
+    weights. Introduced in *DCGAN*.
     """
     device = parallel.start()
+    bf16 = bf16_pays(device) if bf16 is None else bf16
     torch.manual_seed(seed)
     channels = images[0].shape[0]
     G = DCGANGenerator(size, channels, features, codes).to(device)
@@ -240,23 +249,27 @@ def train_dcgan(
 
 def record_dcgan(data: str, folder: Path = FOLDER, **changed: Any) -> None:
     """Train a DCGAN on ``data`` and record its generator, in half precision, in ``folder``."""
-    began, provenance = time.perf_counter(), _provenance(None)
+    began, provenance = time.perf_counter(), _provenance()
+    able = bf16_pays(parallel.start())
     settings = DCGANS[data] | changed
-    key = "-".join(f"{name}{value}" for name, value in settings.items())
-    kept = Path(tempfile.gettempdir()) / f"minimax-dcgan-{data}-{key}"
+    settings["bf16"] = settings.get("bf16", True) and able
+    kept = checkpoint_folder(Path(tempfile.gettempdir()), f"dcgan-{data}", settings)
     G, _, history = train_dcgan(dcgan_images(data), **settings, checkpoint=kept)
     if not parallel.is_first():
         return
     halves = {name: value.half().contiguous().cpu() for name, value in G.state_dict().items()}
-    save_file(halves, folder / f"dcgan_{data}.safetensors")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / f"dcgan_{data}.safetensors", save(halves))
     record = provenance | {
+        "device": device_used(),
         "seconds": time.perf_counter() - began,
         "seeds": [0],
         "processes": processes(),
-        "settings": {"lr": 2e-4, "beta1": 0.5, "average": 0.999, "bf16": True} | settings,
+        "settings": {"lr": 2e-4, "beta1": 0.5, "average": 0.999} | settings,
         "losses": {name: loss[-100:].tolist() for name, loss in history.losses.items()},
     }
     _write(f"dcgan_{data}", record, folder)
+    shutil.rmtree(kept)
 
 
 def recorded_dcgan(data: str) -> DCGANGenerator:
@@ -281,42 +294,67 @@ def record_cells(
 
     Each is written when it is done. ``cluster`` is the address of a Dask scheduler, whose workers
     play them: a cell whose worker dies is played by another. A killed cell goes on from its
-    checkpoints. ``changed`` replaces parts of the budget.
+    checkpoints, which lie where all workers have to see them. ``changed`` replaces parts of the
+    budget. A cell that fails costs only itself: SystemExit names such cells after the others.
     """
-    missing = [cell for cell in cells if not (folder / f"{cell.checked().name}.json").exists()]
-    kept = Path(tempfile.gettempdir()) / "minimax-collapse"
-    task = partial(_played, copies=copies, kept=str(kept), changed=changed)
-    results = map(task, missing) if cluster is None else _on_cluster(cluster, task, missing)
-    for cell, record in results:
+    missing = [cell for cell in cells if not (folder / f"{cell.name}.json").exists()]
+    task = partial(_played, copies=copies, base=Path(tempfile.gettempdir()), changed=changed)
+    results = _one_by_one(task, missing) if cluster is None else _on_cluster(cluster, task, missing)
+    failed = []
+    for cell, result in results:
+        if isinstance(result, BaseException):
+            traceback.print_exception(result)
+            failed.append(f"{cell.name} ({type(result).__name__}: {result})")
+            continue
+        record, kept = result
         print(f"{cell.name}: {record['seconds']:.0f} s", file=sys.stderr)
         _write(cell.name, record, folder)
+        if kept.exists():
+            shutil.rmtree(kept)
+    if failed:
+        raise SystemExit(f"{len(failed)} of {len(missing)} cells failed: {'; '.join(failed)}")
 
 
 def _played(
-    cell: Cell, copies: int, kept: str, changed: dict[str, Any]
-) -> tuple[Cell, dict[str, Any]]:
-    provenance = _provenance(None)
-    return cell, provenance | collapse.measured(cell, copies, kept, **changed)
+    cell: Cell, copies: int, base: Path, changed: dict[str, Any]
+) -> tuple[dict[str, Any], Path]:
+    """Return the record of ``cell`` and the folder with its checkpoints."""
+    provenance = _provenance()
+    settings = {"cell": cell, "copies": copies, "changed": changed}
+    kept = checkpoint_folder(base, cell.name, settings)
+    record = provenance | collapse.measured(cell, copies, kept, **changed)
+    return record | {"device": device_used()}, kept
 
 
-def _on_cluster(address: str, task: Any, cells: Sequence[Cell]) -> Iterator[Any]:
+def _one_by_one(task: Any, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Any]]:
+    """Yield each cell with its result, or with the exception that it ended in."""
+    for cell in cells:
+        try:
+            result = task(cell)
+        except Exception as error:
+            yield cell, error
+        else:
+            yield cell, result
+
+
+def _on_cluster(address: str, task: Any, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Any]]:
     try:
         from distributed import Client, as_completed
     except ModuleNotFoundError:
         raise SystemExit("A cluster needs Dask: pip install distributed") from None
     with Client(address) as client:
-        futures = [client.submit(task, cell, pure=False) for cell in cells]
+        futures = {client.submit(task, cell, pure=False): cell for cell in cells}
         for future in as_completed(futures):
-            yield future.result()
+            yield futures[future], future.exception() or future.result()
 
 
-def execute(chapter: str, environment: Mapping[str, str]) -> tuple[Any, float, float]:
-    """Execute ``chapter`` and return its notebook, the seconds and the kernel's peak GB."""
+def execute(chapter: str, environment: Mapping[str, str]) -> tuple[Any, float, float, str]:
+    """Execute ``chapter``; return its notebook, the seconds, the peak GB and the device used."""
     path = ROOT / "book" / f"{chapter}.ipynb"
     if not path.exists():
         raise SystemExit(f"There is no chapter {chapter!r} in {path.parent}; run this in a clone.")
     notebook = nbformat.read(path, as_version=4)
-    notebook.cells.append(nbformat.v4.new_code_cell(PEAK))
+    notebook.cells.append(nbformat.v4.new_code_cell(USED))
     # A cell of a quick run takes seconds: one that takes minutes waits for a kernel that hangs.
     timeout = None if environment.get("MINIMAX_SCALE") == "paper" else 300
     where = {"metadata": {"path": path.parent}}
@@ -324,33 +362,37 @@ def execute(chapter: str, environment: Mapping[str, str]) -> tuple[Any, float, f
     began = time.perf_counter()
     client.execute(env={**os.environ, "TQDM_DISABLE": "1", **environment})
     seconds = time.perf_counter() - began
-    return notebook, seconds, int(notebook.cells[-1].outputs[0].text) / 2**20
+    peak, device = json.loads(notebook.cells[-1].outputs[0].text)
+    return notebook, seconds, peak / 2**20, device
 
 
 def record_chapter(chapter: str, seeds: Sequence[int]) -> None:
     """Record the paper-scale run of ``chapter``; a killed run goes on with the next seed."""
     source = (ROOT / "book" / f"{chapter}.md").read_text("utf-8")
     settings = re.findall(r".*at_scale\(.*", source)
-    provenance = _provenance(None)  # before the runs: the tree may change meanwhile
-    kept = Path(tempfile.gettempdir()) / f"minimax-{chapter}-{provenance['commit']}"
-    kept.mkdir(exist_ok=True)
+    provenance = _provenance()  # before the runs: the tree may change meanwhile
+    given = {"source": source, "data": os.environ.get("MINIMAX_DATA")}
+    kept = checkpoint_folder(Path(tempfile.gettempdir()), chapter, given)
+    kept.mkdir(parents=True, exist_ok=True)
     runs = []
     for seed in seeds:
         file = kept / f"seed{seed}.json"
         if not file.exists():
             print(f"{chapter}, seed {seed} …", file=sys.stderr)
             environment = {"MINIMAX_SCALE": "paper", "MINIMAX_SEED": str(seed)}
-            notebook, seconds, memory = execute(chapter, environment)
+            notebook, seconds, memory, device = execute(chapter, environment)
             measured: dict[str, float] = {}
             for cell in notebook.cells:
                 for output in cell.get("outputs", []):
                     measured |= output.get("metadata", {}).get("minimax_table", {}).get(
                         "measured", {}
                     )  # fmt: skip
-            one = {"measured": measured, "seconds": seconds, "memory_gb": memory}
+            one = {"measured": measured, "seconds": seconds, "memory_gb": memory,
+                   "device": device}  # fmt: skip
             write_whole(file, json.dumps(one).encode())
         runs.append(json.loads(file.read_text("utf-8")))
     record = provenance | {
+        "device": ", ".join(sorted({one["device"] for one in runs})),
         "seconds": sum(one["seconds"] for one in runs),
         "memory_gb": max(one["memory_gb"] for one in runs),
         "seeds": list(seeds),
@@ -358,24 +400,26 @@ def record_chapter(chapter: str, seeds: Sequence[int]) -> None:
         "measured": {key: [one["measured"][key] for one in runs] for key in runs[0]["measured"]},
     }
     _write(chapter, record)
+    shutil.rmtree(kept)
 
 
 def record_timings(chapters: Sequence[str]) -> None:
     """Record what each chapter takes and downloads at quick scale, without data or caches."""
     path = FOLDER / "timings.json"
     timings = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    device = "gpu" if torch.cuda.is_available() else "cpu"
     for chapter in chapters:
         with tempfile.TemporaryDirectory() as folder:
             empty = dict.fromkeys(("MINIMAX_DATA", "MINIMAX_CACHE", "TORCH_HOME"), folder)
-            _, seconds, memory = execute(chapter, empty | {"MINIMAX_SCALE": "quick"})
+            provenance = _provenance()
+            _, seconds, memory, device = execute(chapter, empty | {"MINIMAX_SCALE": "quick"})
             fetched = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
         one = {
             "seconds": round(seconds, 1),
             "memory_gb": round(memory, 2),
             "downloads_mb": round(fetched / 1e6, 1),
         }
-        timings.setdefault(chapter, {})[device] = one | _provenance(None)
+        kind = "cpu" if "CPU core" in device else "gpu"
+        timings.setdefault(chapter, {})[kind] = one | provenance | {"device": device}
         print(f"{chapter}: {seconds:.0f} s, {memory:.2f} GB", file=sys.stderr)
     _write("timings", timings)
 
@@ -392,60 +436,46 @@ def _write(name: str, record: Mapping[str, Any], folder: Path = FOLDER) -> None:
     write_whole(folder / f"{name}.json", text.encode())
 
 
-def _commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
-
-
-def _provenance(began: float | None) -> dict[str, Any]:
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
-    else:
-        cores = torch.get_num_threads()
-        device = f"{cores} CPU core{'s' if cores > 1 else ''} ({platform.machine()})"
-    provenance = {
+def _provenance() -> dict[str, Any]:
+    """Return where a run that begins now comes from; the device may be another in the end."""
+    return {
         "date": datetime.date.today().isoformat(),
         "commit": _commit(),
-        "device": device,
+        "device": device_used(),
         "torch": torch.__version__,
     }
-    return provenance if began is None else provenance | {"seconds": time.perf_counter() - began}
 
 
 def main() -> None:
     """Parse the command line and record what it asks for."""
     parser = argparse.ArgumentParser(prog="python -m minimax.reproduce", description=__doc__)
-    parser.add_argument(
-        "what",
-        choices=sorted(
-            {*chapters(), "dcgan", "mode_collapse", "timings", "robust_mnist", "squeezenet"}
-        ),
-    )
+    others = {"dcgan", "mode_collapse", "timings", "robust_mnist", "squeezenet"}
+    parser.add_argument("what", choices=sorted({*chapters(), *others}))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--data", choices=list(DCGANS), help="with dcgan: train one on this")
     for name in ("rounds", "batch", "features"):
         parser.add_argument(f"--{name}", type=int, help="with --data: not the usual number")
     parser.add_argument("--float32", action="store_true", help="with --data: not bfloat16")
-    parser.add_argument(
-        "--table", choices=list(collapse.TABLES), help="with mode_collapse: play its cells"
-    )
+    parser.add_argument("--table", choices=list(collapse.TABLES), help="whose cells to play")
     parser.add_argument("--method", choices=list(collapse.METHODS), help="with --table: only this")
-    parser.add_argument(
-        "--pack", type=int, default=1, help="with --table: samples that D sees at once"
-    )
+    parser.add_argument("--pack", type=int, default=1, help="with --table: samples D sees at once")
     parser.add_argument("--copies", type=int, default=10, help="with --table: games of each")
     parser.add_argument("--scale", choices=list(collapse.BUDGETS), default="paper")
     parser.add_argument("--cluster", help="with --table: the address of a Dask scheduler")
-    parser.add_argument(
-        "--out", type=Path, default=FOLDER, help="where a generator or cell is written"
-    )
+    parser.add_argument("--out", type=Path, default=FOLDER, help="where a generator or cell goes")
+    parser.add_argument("--dirty", action="store_true", help="record though no commit has the tree")
     arguments = parser.parse_args()
+    for option, what in (("data", "dcgan"), ("table", "mode_collapse")):
+        if getattr(arguments, option) and arguments.what != what:
+            parser.error(f"--{option} belongs to {what}, not to {arguments.what}")
+    if not arguments.dirty and (changed_files := changes()):
+        raise SystemExit(
+            f"No commit holds what this tree has: {', '.join(changed_files[:5])}"
+            f"{' …' if len(changed_files) > 5 else ''}. Commit it, or pass --dirty."
+        )
     if arguments.data:
-        given = {name: getattr(arguments, name) for name in ("rounds", "batch", "features")}
-        changed: dict[str, Any] = {
-            name: value for name, value in given.items() if value is not None
-        }
+        names = ("rounds", "batch", "features")
+        changed = {name: value for name in names if (value := getattr(arguments, name)) is not None}
         if arguments.float32:
             changed["bf16"] = False
         record_dcgan(arguments.data, arguments.out, **changed)

@@ -3,14 +3,55 @@
 The layers go into a discriminator or a generator, the players into ``play``.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from minimax.errors import Words, check_count, check_number, refuse
 from minimax.game import Player
+
+
+@contextmanager
+def statistics_held() -> Iterator[None]:
+    """Let batch normalisations in training go by the batch, and leave their running statistics.
+
+    So a network may be asked about images or weights that are only tried, as Miyato et al. (2018)
+    do, and ``torch.func.grad``, which can't differentiate what it would change, goes through it.
+    Introduced in *Defenses*.
+    """
+    held: list[_BatchNorm] = []
+
+    def hold(module: nn.Module, _: Any) -> None:
+        if isinstance(module, _BatchNorm) and module.track_running_stats:
+            module.track_running_stats = False
+            held.append(module)
+
+    hook = register_module_forward_pre_hook(hold)
+    try:
+        yield
+    finally:
+        hook.remove()
+        for module in held:
+            module.track_running_stats = True
+
+
+def check_made(network: str, made: Tensor, rows: int, like: Tensor) -> Tensor:
+    """Return ``made``, the answer of ``network``, or refuse it unless its rows are as ``like``'s.
+
+    It has to be of shape (``rows``, …), where … is that of ``like``: differences of other shapes
+    would be broadcast without a word. Introduced in *Mode collapse*.
+    """
+    wanted = (rows, *like.shape[1:])
+    if made.shape != wanted:
+        refuse(network, Words(f"giving shape {tuple(made.shape)}"), f"giving {wanted}")
+    return made
 
 
 def smoothed(D: nn.Module, G: nn.Module, target: float = 0.9, **options: Any) -> list[Player]:
@@ -20,7 +61,8 @@ def smoothed(D: nn.Module, G: nn.Module, target: float = 0.9, **options: Any) ->
     so that it never grows sure: its best answer is target · p / (p + q). A batch is (real, noise).
     Raises ValueError unless 0 < target ≤ 1. Introduced in *Mode collapse*.
     """
-    if not 0 < check_number("target", target) <= 1:
+    target = check_number("target", target)
+    if not 0 < target <= 1:
         refuse("target", target, "above 0 and at most 1")
 
     def discriminator_loss(real: Tensor, noise: Tensor) -> Tensor:
@@ -40,15 +82,17 @@ def feature_matching(
     """Return the game in which G matches the mean of D's features instead of fooling D.
 
     Salimans et al. (2016), section 3.1: D = head ∘ body plays as always; G minimises
-    ‖E body(x) − E body(G(z))‖². A batch is (real, noise). Introduced in *Mode collapse*.
+    ‖E body(x) − E body(G(z))‖². A batch is (real, noise). The losses raise ValueError for samples
+    of another shape than the data's. Introduced in *Mode collapse*.
     """
 
     def discriminator_loss(real: Tensor, noise: Tensor) -> Tensor:
-        at_data, at_samples = head(body(real)), head(body(G(noise)))
-        return softplus(-at_data).mean() + softplus(at_samples).mean()
+        at_data, made = head(body(real)), check_made("G", G(noise), len(noise), real)
+        return softplus(-at_data).mean() + softplus(head(body(made))).mean()
 
     def generator_loss(real: Tensor, noise: Tensor) -> Tensor:
-        return (body(real).mean(0) - body(G(noise)).mean(0)).square().sum()
+        at_data, made = body(real), check_made("G", G(noise), len(noise), real)
+        return (at_data.mean(0) - body(made).mean(0)).square().sum()
 
     return [
         Player([body, head], discriminator_loss, **options),
@@ -113,22 +157,19 @@ class HistoricalAverage(nn.Module):
 def with_history(players: list[Player], weight: float = 1.0) -> list[Player]:
     """Return ``players`` who each pay ``weight`` times their distance from their past average.
 
-    Each has to move one network. Raises ValueError for a negative weight. Introduced in *Mode
+    All else about them stays. Raises ValueError for a negative weight. Introduced in *Mode
     collapse*.
     """
-    check_number("weight", weight)
+    weight = check_number("weight", weight)
 
     def paying(player: Player) -> Player:
-        (network,) = player.modules  # type: ignore[misc]
-        past = HistoricalAverage(network)
+        networks = nn.ModuleList(player.modules)  # type: ignore[arg-type]
+        past = HistoricalAverage(networks)
 
         def loss(*batch: Tensor) -> Tensor:
-            return player.loss(*batch) + weight * past.penalty(network)
+            return player.loss(*batch) + weight * past.penalty(networks)
 
-        return Player(
-            [network, past], loss, player.lr, player.betas, player.optimiser, player.turns,
-            player.schedule, player.clip, player.average, player.name,
-        )  # fmt: skip
+        return replace(player, modules=[*networks, past], loss=loss)
 
     return [paying(player) for player in players]
 
@@ -137,7 +178,8 @@ class VirtualBatchNorm(nn.Module):
     """Normalises each row by a reference batch and itself, not by its neighbours: (N, features).
 
     Salimans et al. (2016), section 3.5. The first ``reference`` rows of its input are the reference
-    batch: use it inside ``WithReference``. Introduced in *Mode collapse*.
+    batch: use it inside ``WithReference``. Raises ValueError for other features, or fewer rows.
+    Introduced in *Mode collapse*.
     """
 
     def __init__(self, features: int, reference: int) -> None:
@@ -154,6 +196,9 @@ class VirtualBatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return normalised rows, those of the reference batch first."""
         count, known = self.reference, x[: self.reference]
+        if x.shape[1:] != self.gain.shape or len(known) < count:
+            allowed = f"of shape (N, {len(self.gain)}), at least its {count} rows of reference"
+            refuse("the batch", Words(f"of shape {tuple(x.shape)}"), allowed)
         mean = (count * known.mean(0) + x) / (count + 1)
         square = (count * known.square().mean(0) + x.square()) / (count + 1)
         return self.gain * (x - mean) / (square - mean.square() + 1e-5).sqrt() + self.shift
@@ -162,17 +207,25 @@ class VirtualBatchNorm(nn.Module):
 class WithReference(nn.Module):
     """A network that sees a fixed reference batch before each batch, and does not return it.
 
-    Salimans et al. (2016), section 3.5. ``reference`` is (R, …), in the form of the inputs.
-    Introduced in *Mode collapse*.
+    Salimans et al. (2016), section 3.5. ``reference`` is (R, …), in the form of the inputs. Raises
+    ValueError unless R is what each ``VirtualBatchNorm`` inside expects. Introduced in *Mode
+    collapse*.
     """
 
     reference: Tensor
 
     def __init__(self, network: nn.Module, reference: Tensor) -> None:
         super().__init__()
+        for part in network.modules():
+            if isinstance(part, VirtualBatchNorm) and part.reference != len(reference):
+                allowed = f"of {part.reference} rows, as its VirtualBatchNorm takes"
+                refuse("reference", Words(f"of {len(reference)} rows"), allowed)
         self.network = network
         self.register_buffer("reference", reference)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what ``network`` gives for ``x``."""
+        """Return what ``network`` gives for ``x`` (N, …)."""
+        if x.shape[1:] != self.reference.shape[1:]:
+            allowed = f"of shape (N, …) like its reference, {tuple(self.reference.shape)}"
+            refuse("the batch", Words(f"of shape {tuple(x.shape)}"), allowed)
         return self.network(torch.cat([self.reference, x]))[len(self.reference) :]

@@ -14,7 +14,17 @@ from torch.nn.functional import cross_entropy
 
 from minimax.attacks.gradient import frozen
 from minimax.attacks.minimal import margin
-from minimax.errors import check_count, check_images, check_number, refuse
+from minimax.errors import (
+    Words,
+    check_count,
+    check_images,
+    check_labels,
+    check_logits,
+    check_number,
+    check_pixels,
+    logits_of,
+    refuse,
+)
 from minimax.game import Player, minibatches, play
 
 Oracle = Callable[[Tensor], Tensor]
@@ -68,15 +78,14 @@ def train_substitute(
     training, without arguments. Raises ValueError for arguments out of range. Introduced in
     *Black-box and physical attacks*.
     """
-    check_count("augmentations", augmentations, at_least=0)
-    check_count("period", period)
-    check_count("epochs", epochs)
-    check_number("step", step)
+    check_pixels("seeds", seeds)
+    augmentations = check_count("augmentations", augmentations, at_least=0)
+    period, epochs = check_count("period", period), check_count("epochs", epochs)
+    step = check_number("step", step)
     if reservoir is not None:
         check_count("reservoir", reservoir[0], at_least=0)
         check_count("reservoir", reservoir[1])
-    images, labels = seeds, oracle(seeds)
-    check_images(images, labels)
+    images, labels = seeds, _asked(oracle, seeds)
     queries, watched = [], []
     for augmentation in range(augmentations + 1):
         rounds = epochs * math.ceil(len(images) / 128)
@@ -90,12 +99,18 @@ def train_substitute(
         signed = step * (-1) ** (augmentation // period)
         with frozen(network):
             x = images.clone().requires_grad_()
-            (gradient,) = torch.autograd.grad(network(x).gather(1, labels[:, None]).sum(), x)
+            logits = logits_of(network, x, labels)
+            (gradient,) = torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), x)
         new = (images + signed * gradient.sign()).clamp(0, 1)
         if reservoir is not None and augmentation >= reservoir[0]:
             new = new[torch.randperm(len(new))[: reservoir[1]]]
-        images, labels = torch.cat([images, new]), torch.cat([labels, oracle(new)])
+        images, labels = torch.cat([images, new]), torch.cat([labels, _asked(oracle, new)])
     return Substitute(images, labels, queries, watched)
+
+
+def _asked(oracle: Oracle, images: Tensor) -> Tensor:
+    """Return the labels (N,) that ``oracle`` gives to ``images``, or refuse what is none."""
+    return check_labels("oracle(images)", oracle(images), len(images))
 
 
 @torch.no_grad()
@@ -115,21 +130,26 @@ def square(
     of ±ε per channel at random places, and keep those that lower the margin of the true class. A
     square has ``share`` of the area at first, less later. ``x`` is (N, channels, H, W) in [0, 1],
     ``y`` (N,). An image stops asking once it is misclassified, and at most after ``queries``.
-    Raises ValueError for arguments out of range. Introduced in *Black-box and physical attacks*.
+    Logits serve better than probabilities: of two that are nearly 1, the margins are equal. Raises
+    ValueError for arguments out of range. Introduced in *Black-box and physical attacks*.
     """
-    check_images(x, y)
+    y = check_images(x, y)
     if x.dim() != 4:
         refuse("x", tuple(x.shape), "of shape (N, channels, height, width)")
-    check_number("epsilon", epsilon)
-    check_count("queries", queries)
+    epsilon, queries = check_number("epsilon", epsilon), check_count("queries", queries)
+    if not 0 < check_number("share", share) <= 1:
+        refuse("share", share, "above 0 and at most 1")
     n, channels, height, width = x.shape
+
+    def lead(images: Tensor, y: Tensor) -> Tensor:
+        return margin(check_logits(scores(images), len(images), y, "scores"), y)
 
     def coins(*shape: int) -> Tensor:
         random = torch.rand(shape, generator=generator)
         return (2.0 * (random < 0.5) - 1).to(x.device)
 
     best = (x + epsilon * coins(n, channels, 1, width)).clamp(0, 1)
-    lowest = margin(scores(best), y)
+    lowest = lead(best, y)
     asked = torch.ones(n, dtype=torch.long, device=x.device)
     for query in range(1, queries):
         alive = (lowest > 0).nonzero()[:, 0]
@@ -145,7 +165,7 @@ def square(
         inside = inside & ((right >= 0) & (right < side))[:, None, None, :]
         delta = epsilon * coins(len(alive), channels, 1, 1)
         tried = torch.where(inside, x[alive] + delta, best[alive]).clamp(0, 1)
-        now = margin(scores(tried), y[alive])
+        now = lead(tried, y[alive])
         asked[alive] += 1
         better = now < lowest[alive]
         best[alive[better]], lowest[alive[better]] = tried[better], now[better]
@@ -178,15 +198,15 @@ def hop_skip_jump(
     ``queries``. Raises ValueError if a start is labelled as its ``y``. Introduced in *Black-box and
     physical attacks*.
     """
-    check_images(x, y)
-    check_count("queries", queries)
-    check_count("first_batch", first_batch)
+    y = check_images(x, y)
+    queries, first_batch = check_count("queries", queries), check_count("first_batch", first_batch)
     if start.shape != x.shape:
         refuse("start", tuple(start.shape), f"of the shape of x, {tuple(x.shape)}")
-    labels = oracle(start)
-    if (labels == y).any():
-        at = int((labels == y).nonzero()[0])
-        refuse("start", f"labelled {int(y[at])}", f"of another class than y at image {at}")
+    check_pixels("start", start)
+    same = _asked(oracle, start) == y
+    if same.any():
+        at = int(same.nonzero()[0])
+        refuse("start", Words(f"labelled {int(y[at])}"), f"of another class than y at image {at}")
     found = [
         _walk(oracle, image, int(label), first, queries, first_batch, generator)
         for image, label, first in zip(x, y, start, strict=True)
@@ -204,7 +224,7 @@ def _walk(
     def fools(images: Tensor) -> Tensor:
         nonlocal used
         used += len(images)
-        return oracle(images) != y
+        return _asked(oracle, images) != y
 
     def to_boundary(point: Tensor) -> Tensor:
         """Return the point nearest to x, on the line to ``point``, that still fools."""

@@ -16,25 +16,33 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from minimax.attacks.black_box import square
-from minimax.attacks.gradient import BALLS, frozen
+from minimax.attacks.gradient import BALLS, check_gradient, differentiable, frozen
 from minimax.errors import (
+    Words,
     check_choice,
     check_count,
     check_images,
+    check_labels,
     check_logits,
     check_number,
+    logits_of,
     refuse,
 )
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+DLR_CLASSES = 4  # the ratio is scaled by the third and fourth of the logits
 
 
 def dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """Return the targeted difference of logits ratio (N,), which no scaling of the logits changes.
 
     Croce and Hein (2020), equation 7: −(z_y − z_t) / (z₁ − (z₃ + z₄)/2), the z with numbers being
-    the largest logits in their order. Needs four classes. Introduced in *Defenses*.
+    the largest logits in their order. Raises ValueError below four classes. Introduced in
+    *Defenses*.
     """
+    if logits.shape[1] < DLR_CLASSES:
+        got = Words(f"returning {logits.shape[1]} classes")
+        refuse("model", got, f"returning at least {DLR_CLASSES} for the loss 'dlr'")
     ordered = logits.sort(1, descending=True).values
     scale = ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2
     own, wanted = (logits.gather(1, k[:, None])[:, 0] for k in (y, target))
@@ -68,13 +76,12 @@ def apgd(
     stops once it is misclassified; one that never is comes back with the highest loss that was
     found. Raises ValueError for arguments out of range. Introduced in *Defenses*.
     """
-    check_images(x, y)
-    check_number("epsilon", epsilon)
+    y, epsilon = check_images(x, y), check_number("epsilon", epsilon)
     check_choice("loss", loss, tuple(LOSSES))
-    check_count("steps", steps)
+    steps, batch_size = check_count("steps", steps), check_count("batch_size", batch_size)
     if loss == "dlr" and target is None:
         refuse("target", target, "one class per image with the loss 'dlr'")
-    target = y if target is None else target
+    target = y if target is None else check_labels("target", target, len(x))
     with frozen(model):
         parts = zip(*(t.split(batch_size) for t in (x, y, target)), strict=True)
         ascend = partial(_ascend, model, LOSSES[loss], epsilon, steps, generator)
@@ -116,14 +123,13 @@ def _ascend(
     y: Tensor,
     target: Tensor,
 ) -> Tensor:
-    ball, radius = BALLS["linf"], torch.full_like(x[:, :1], epsilon).amax()
+    ball, radius = BALLS["linf"], torch.tensor(epsilon).to(x)
 
     def look(point: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         point = point.detach().requires_grad_()
-        logits = model(point)
-        check_logits(logits, y)
+        logits = differentiable(logits_of(model, point, y))
         values = loss(logits, y, target)
-        gradient = torch.autograd.grad(values.sum(), point)[0]
+        gradient = check_gradient(torch.autograd.grad(values.sum(), point)[0])
         return gradient, values.detach(), logits.argmax(1) != y
 
     point = ball.sample(x, radius, generator)
@@ -202,17 +208,22 @@ def auto_attack(
 
     The ensemble of Croce and Hein (2020), section 6, without its attack FAB. Each attack gets the
     images that the ones before it left correct; the targets are the ``targets`` likeliest wrong
-    classes. ``x`` is (N, channels, H, W), ``y`` (N,). Raises ValueError for arguments out of range.
-    Introduced in *Defenses*.
+    classes. The loss DLR needs four classes: with fewer that part is left out, as its line in
+    ``after`` says. ``x`` is (N, channels, H, W), ``y`` (N,). Raises ValueError for arguments out of
+    range. Introduced in *Defenses*.
     """
-    check_images(x, y)
-    check_count("targets", targets, at_least=0)
+    y, epsilon = check_images(x, y), check_number("epsilon", epsilon)
+    if x.dim() != 4:
+        refuse("x", Words(f"of shape {tuple(x.shape)}"), "of shape (N, channels, height, width)")
+    steps, batch_size = check_count("steps", steps), check_count("batch_size", batch_size)
+    targets = check_count("targets", targets, at_least=0)
+    queries = check_count("queries", queries, at_least=0)
     images, after = x.clone(), {}
 
     @torch.no_grad()
     def logits(images: Tensor) -> Tensor:
         with frozen(model), torch.no_grad():
-            return torch.cat([model(part) for part in images.split(batch_size)])
+            return torch.cat([logits_of(model, part) for part in images.split(batch_size)])
 
     def left() -> Tensor:
         return (logits(images).argmax(1) == y).nonzero()[:, 0]
@@ -220,21 +231,21 @@ def auto_attack(
     def share() -> float:
         return len(left()) / len(y)
 
-    clean = logits(x)
-    check_logits(clean, y)
+    clean = check_logits(logits(x), len(x), y)
     after["none"] = share()
     options: dict[str, Any] = {"steps": steps, "generator": generator, "batch_size": batch_size}
     if len(rows := left()):
         images[rows] = apgd(model, x[rows], y[rows], epsilon, **options)
     after["APGD, cross-entropy"] = share()
     wrong = clean.scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)
-    for k in range(min(targets, wrong.shape[1] - 1)):
+    few = wrong.shape[1] < DLR_CLASSES
+    for k in range(0 if few else min(targets, wrong.shape[1] - 1)):
         if len(rows := left()):
             target = wrong[rows, k]
             images[rows] = apgd(
                 model, x[rows], y[rows], epsilon, loss="dlr", target=target, **options
             )
-    after["APGD, targeted DLR"] = share()
+    after["APGD, targeted DLR" + (": left out, fewer than four classes" if few else "")] = share()
     if queries and len(rows := left()):
         images[rows] = square(
             logits, x[rows], y[rows], epsilon, queries=queries, generator=generator

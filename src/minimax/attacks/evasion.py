@@ -8,12 +8,24 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.sparse import issparse
 from sklearn.naive_bayes import BernoulliNB
 from sklearn.svm import SVC
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from minimax.attacks.gradient import BALLS
-from minimax.errors import Words, check_choice, check_count, check_number, refuse
+from minimax.errors import (
+    Words,
+    check_choice,
+    check_count,
+    check_number,
+    check_pixels,
+    described,
+    refuse,
+)
+
+CELLS = 2**30  # of the knapsack's table, a byte each
 
 
 class Camouflage(NamedTuple):
@@ -30,16 +42,22 @@ def log_odds(spam_filter: BernoulliNB) -> tuple[np.ndarray, float]:
     """Return w (W,) and b such that log P(spam | x)/P(ham | x) = w·x + b for binary x.
 
     Naive Bayes is linear in the words; ``spam_filter`` has to be fitted on two classes, spam being
-    the second. Raises ValueError otherwise. Introduced in *Adversarial examples*.
+    the second. Raises ValueError otherwise, and if a word is certain (alpha = 0), for then w is
+    infinite. Introduced in *Adversarial examples*.
     """
+    check_is_fitted(spam_filter)
     if len(spam_filter.classes_) != 2:
         refuse(
             "spam_filter", Words(f"of {len(spam_filter.classes_)} classes"), "fitted on two classes"
         )
     present = spam_filter.feature_log_prob_
-    absent = np.log1p(-np.exp(present))
-    w = (present - absent)[1] - (present - absent)[0]
-    b = (absent.sum(1) + spam_filter.class_log_prior_) @ [-1, 1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        absent = np.log1p(-np.exp(present))
+        w = (present - absent)[1] - (present - absent)[0]
+        b = (absent.sum(1) + spam_filter.class_log_prior_) @ [-1, 1]
+    if not (np.isfinite(w).all() and np.isfinite(b)):
+        got = Words("certain of a word: its probability is 0 or 1")
+        refuse("spam_filter", got, "fitted with smoothing, alpha > 0")
     return w, float(b)
 
 
@@ -51,12 +69,16 @@ def cheapest_camouflage(
     Dalvi et al. (2004), section 4. Changing word i, adding it if it is absent and removing it if
     present, costs ``costs[i]`` (W,), a whole number, or ∞ if it may not be changed. To reach the
     needed gain at the least cost is a 0/1 knapsack; since costs are whole numbers, the table over
-    costs solves it exactly. Raises ValueError for shapes or costs that do not fit. Introduced in
-    *Adversarial examples*.
+    costs solves it exactly. Raises ValueError for shapes or costs that do not fit, for NaN, and for
+    a table of more than 2³⁰ cells. Introduced in *Adversarial examples*.
     """
-    words = np.asarray(words).astype(bool)
+    w, costs, words = np.asarray(w), np.asarray(costs), np.asarray(words).astype(bool)
     if not w.shape == words.shape == costs.shape:
         refuse("words", words.shape, f"of the shape of w and costs, {w.shape} and {costs.shape}")
+    if not (np.isfinite(w).all() and np.isfinite(b)):
+        refuse("(w, b)", Words("with NaN or infinity"), "finite")
+    if np.isnan(costs).any():
+        refuse("costs", Words("with NaN"), "whole numbers of at least 1, or infinite")
     gains = np.where(words, w, -w)  # how far a change moves the message towards ham
     useful = np.flatnonzero((gains > 0) & np.isfinite(costs))
     if not np.array_equal(costs[useful], np.rint(costs[useful])) or (costs[useful] < 1).any():
@@ -67,24 +89,32 @@ def cheapest_camouflage(
     if gains[useful].sum() <= needed:
         return Camouflage(words, np.inf)
 
-    price = costs[useful].astype(int)
-    # No more is ever needed than what the greedy choice by gain per cost pays.
+    price = costs[useful]
+    # No more is ever needed than what the greedy choice by gain per cost pays; it has to get past
+    # by more than the rounding of a sum in another order.
     order = np.argsort(-gains[useful] / price)
-    enough = np.searchsorted(gains[useful][order].cumsum(), needed, side="right")
+    past = needed + 1e-9 * (1 + abs(needed))
+    enough = np.searchsorted(gains[useful][order].cumsum(), past, side="right")
     most = int(price[order][: enough + 1].sum())
+    if len(useful) * (most + 1) > CELLS:
+        got = Words(f"up to {price.max():g}, for a table of {len(useful)} words × {most + 1} costs")
+        refuse("costs", got, f"smaller: at most {CELLS} cells (count in a coarser unit)")
     best = np.zeros(most + 1)  # best[c]: the largest gain that c buys from the words so far
     bought = np.zeros((len(useful), most + 1), dtype=bool)
-    for k, (gain, cost) in enumerate(zip(gains[useful], price, strict=True)):
+    for k, (gain, real_cost) in enumerate(zip(gains[useful], price, strict=True)):
+        cost = int(real_cost)
         if cost <= most:
             with_it = best[: most + 1 - cost] + gain
             bought[k, cost:] = with_it > best[cost:]
             best[cost:] = np.maximum(best[cost:], with_it)
-    total = left = int(np.flatnonzero(best > needed)[0])
+    if best[most] <= needed:  # all changes together get there by rounding alone
+        return Camouflage(words, np.inf)
+    total = left = int(np.argmax(best > needed))
     changed = words.copy()
     for k in reversed(range(len(useful))):
         if bought[k, left]:
             changed[useful[k]] ^= True
-            left -= price[k]
+            left -= int(price[k])
     return Camouflage(changed, float(total))
 
 
@@ -98,7 +128,14 @@ class AwareFilter:
     """
 
     def __init__(self, words: np.ndarray, y: np.ndarray, camouflaged: np.ndarray) -> None:
-        """Fit to ``words`` (N, W), ``y`` (N,) (1 is spam), and the spam rows in camouflage."""
+        """Fit to ``words`` (N, W), ``y`` (N,) (1 is spam), and the spam rows in camouflage.
+
+        Raises ValueError if ``camouflaged`` has another shape than the spam rows.
+        """
+        y = np.asarray(y)
+        if camouflaged.shape != words[y == 1].shape:
+            allowed = f"of the shape of the spam, {words[y == 1].shape}"
+            refuse("camouflaged", camouflaged.shape, allowed)
         changed = camouflaged[(camouflaged != words[y == 1]).any(1)]
         classes = np.concatenate([y, np.full(len(changed), 2)])
         self.model = BernoulliNB().fit(np.concatenate([words, changed]), classes)
@@ -111,26 +148,35 @@ class AwareFilter:
 class SVM(nn.Module):
     """The decision function of a fitted two-class SVC, differentiable in its input.
 
-    g(x) = Σᵢ αᵢyᵢ k(x, xᵢ) + b with a linear or RBF kernel; flattens its input. Raises ValueError
-    for another kernel or more classes. Introduced in *Adversarial examples*.
+    g(x) = Σᵢ αᵢyᵢ k(x, xᵢ) + b with a linear or RBF kernel; flattens its input and computes in
+    the precision of its buffers. Raises ValueError for another kernel, more classes, or an input
+    of another width. Introduced in *Adversarial examples*.
     """
 
     support: Tensor
     dual: Tensor
 
     def __init__(self, svc: SVC) -> None:
-        """Take the support vectors over from ``svc``."""
+        """Take the support vectors over from ``svc``, fitted on dense or on sparse data."""
         super().__init__()
+        check_is_fitted(svc)
         self.kernel = check_choice("svc.kernel", svc.kernel, ("linear", "rbf"))
         if len(svc.classes_) != 2:
             refuse("svc", Words(f"of {len(svc.classes_)} classes"), "fitted on two classes")
-        self.register_buffer("support", torch.tensor(svc.support_vectors_, dtype=torch.float32))
-        self.register_buffer("dual", torch.tensor(svc.dual_coef_[0], dtype=torch.float32))
+        support, dual = (
+            part.toarray() if issparse(part) else part
+            for part in (svc.support_vectors_, svc.dual_coef_)
+        )
+        self.register_buffer("support", torch.tensor(support, dtype=torch.float32))
+        self.register_buffer("dual", torch.tensor(dual[0], dtype=torch.float32))
         self.bias, self.gamma = float(svc.intercept_[0]), float(svc._gamma)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return g(x) (N,): positive for the second class."""
-        x = x.flatten(1)
+        x = x.flatten(1).to(self.support.dtype)
+        if x.shape[1] != self.support.shape[1]:
+            got = Words(f"of {x.shape[1]} pixels an image")
+            refuse("x", got, f"of {self.support.shape[1]}, as the support vectors are")
         if self.kernel == "linear":
             return x @ (self.dual @ self.support) + self.bias
         exact = "donot_use_mm_for_euclid_dist"  # the product form loses digits of near points
@@ -142,7 +188,7 @@ def evade(
     g: Callable[[Tensor], Tensor],
     x: Tensor,
     benign: Tensor,
-    distance: float | Sequence[float],
+    distance: float | Sequence[float] | np.ndarray | Tensor,
     *,
     norm: str = "l1",
     density: float = 0.0,
@@ -157,33 +203,52 @@ def evade(
     the ball of radius ``distance`` and onto the box [0, 1]. g maps (N, d) to (N,), negative being
     benign; ``x`` is (N, d), ``benign`` (n, d). λ is ``density``, h ``bandwidth``; ``norm`` "l1" or
     "l2"; distances are in pixels of [0, 1]. For a sequence of D distances the result is (D, N, d).
-    Raises ValueError for arguments out of range. Introduced in *Adversarial examples*.
+    Raises ValueError for arguments out of range, and for a g that gives another shape, or NaN, or
+    has no gradient. Introduced in *Adversarial examples*.
     """
     check_choice("norm", norm, ("l1", "l2"))
-    check_count("steps", steps)
-    check_number("density", density)
-    check_number("bandwidth", bandwidth, at_least=1e-12)
-    check_number("step_size", step_size, at_least=1e-12)
+    steps = check_count("steps", steps)
+    density = check_number("density", density)
+    bandwidth = check_number("bandwidth", bandwidth, at_least=1e-12)
+    step_size = check_number("step_size", step_size, at_least=1e-12)
     if x.dim() != 2 or benign.dim() != 2 or x.shape[1] != benign.shape[1]:
         refuse("benign", tuple(benign.shape), f"of shape (n, d), x being {tuple(x.shape)}")
-    if isinstance(distance, Sequence):
+    check_pixels("x", x)
+    if density:
+        check_pixels("benign", benign)
+        benign = benign.to(x.dtype)
+    if isinstance(distance, (np.ndarray, Tensor)):
+        distance = distance.tolist()
+    if isinstance(distance, Sequence) and not isinstance(distance, str):
+        if not distance:
+            refuse("distance", distance, "a number or a non-empty sequence of numbers")
         found = [
             evade(g, x, benign, d, norm=norm, density=density, bandwidth=bandwidth, steps=steps,
                   step_size=step_size)
             for d in distance
         ]  # fmt: skip
         return torch.stack(found)
-    check_number("distance", distance)
 
-    radius = torch.full((len(x), 1), float(distance))
+    radius = torch.full((len(x), 1), check_number("distance", distance))
     point = x.detach()
     for _ in range(steps):
-        point = point.detach().requires_grad_()
-        objective = g(point).sum()
-        if density:
-            kernel = (-torch.cdist(point, benign, p=1) / bandwidth).exp()
-            objective = objective - density * kernel.mean(1).sum()
-        (gradient,) = torch.autograd.grad(objective, point)
+        with torch.enable_grad():
+            point = point.detach().requires_grad_()
+            value = g(point)
+            if value.shape != (len(x),):
+                got = Words(f"returning {described(value)}")
+                refuse("g", got, f"returning one value for each image, of shape ({len(x)},)")
+            if not value.requires_grad:
+                refuse("g", Words("without a gradient in x"), "differentiable")
+            objective = value.sum()
+            if density:
+                kernel = (-torch.cdist(point, benign, p=1) / bandwidth).exp()
+                objective = objective - density * kernel.mean(1).sum()
+            (gradient,) = torch.autograd.grad(objective, point)
+        finite = value.isfinite() & gradient.isfinite().all(1)
+        if not finite.all():
+            got = Words(f"NaN or infinite at image {int((~finite).nonzero()[0])}")
+            refuse("g", got, "finite in [0, 1], as its gradient has to be")
         moved = point.detach() - step_size * BALLS["l2"].direction(gradient)
         point = _project_l1(moved, x, radius) if norm == "l1" else BALLS["l2"].project(
             moved, x, radius

@@ -6,18 +6,21 @@ chapter *Adversarial examples*.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from minimax.errors import (
+    Words,
     check_choice,
     check_count,
     check_images,
-    check_logits,
+    check_model,
     check_number,
+    logits_of,
     refuse,
 )
 from minimax.networks import evaluating
@@ -29,8 +32,9 @@ TINY = 1e-12  # keeps a zero gradient's norm from dividing by zero
 def frozen(model: nn.Module) -> Iterator[None]:
     """Hold ``model`` fixed: evaluation mode, no gradient for its weights; all restored at the end.
 
-    Introduced in *Adversarial examples*.
+    Raises ValueError for what is no torch.nn.Module. Introduced in *Adversarial examples*.
     """
+    check_model(model)
     flags = [(weight, weight.requires_grad) for weight in model.parameters()]
     try:
         model.requires_grad_(False)
@@ -45,18 +49,19 @@ def input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Return ∇ₓ ℓ(x, y), the gradient of the cross-entropy, of the shape of ``x``.
 
     ``x`` (N, …) holds images in [0, 1], ``y`` (N,) classes. The weights get no gradient. Raises
-    ValueError if either is out of range. Introduced in *Adversarial examples*.
+    ValueError if either is out of range, and for a model without finite logits or gradients.
+    Introduced in *Adversarial examples*.
     """
-    check_images(x, y)
+    y = check_images(x, y)
     with frozen(model):
-        return _gradient(model, x, y)[0]
+        return gradient_of(model, x, y)[0]
 
 
 def fgsm(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    epsilon: float | Sequence[float],
+    epsilon: float | Sequence[float] | np.ndarray | Tensor,
     *,
     targeted: bool = False,
     batch_size: int | None = None,
@@ -68,22 +73,23 @@ def fgsm(
     result has the shape of ``x``; for a sequence of E values of ε it is (E, N, …), from a single
     gradient. Raises ValueError for arguments out of range. Introduced in *Adversarial examples*.
     """
-    check_images(x, y)
+    y = check_images(x, y)
     radii = _epsilons(epsilon, x)
     batch_size = _batch_size(batch_size, x)
     with frozen(model):
-        parts = zip(x.split(batch_size), y.split(batch_size), strict=True)
-        sign = torch.cat([_gradient(model, *part)[0].sign() for part in parts])
+        rows = torch.arange(len(x), device=x.device)
+        parts = zip(*(t.split(batch_size) for t in (x, y, rows)), strict=True)
+        sign = torch.cat([gradient_of(model, *part)[0].sign() for part in parts])
     step = -sign if targeted else sign
     adversarial = (x.detach() + _per_image(radii, step[None]) * step).clamp_(0, 1)
-    return adversarial if isinstance(epsilon, Sequence) else adversarial[0]
+    return adversarial if np.ndim(epsilon) else adversarial[0]
 
 
 def pgd(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    epsilon: float | Sequence[float],
+    epsilon: float | Sequence[float] | np.ndarray | Tensor,
     *,
     norm: str = "linf",
     steps: int = 40,
@@ -113,12 +119,11 @@ def pgd(
     (default: 256 on a CPU, where small batches stay in the cache, else 1,024).
     Raises ValueError for arguments out of range. Introduced in *Adversarial examples*.
     """
-    check_images(x, y)
+    y = check_images(x, y)
     check_choice("norm", norm, tuple(BALLS))
-    check_count("steps", steps)
-    check_count("restarts", restarts)
+    steps, restarts = check_count("steps", steps), check_count("restarts", restarts)
     batch_size = _batch_size(batch_size, x)
-    check_number("momentum", momentum)
+    momentum = check_number("momentum", momentum)
     if start is not None and start.shape != x.shape:
         refuse("start", tuple(start.shape), f"a tensor of the shape of x, {tuple(x.shape)}")
 
@@ -131,7 +136,8 @@ def pgd(
 
     radius = radii.repeat_interleave(len(x))
     step = torch.full_like(radius, size) if size is not None else radius * (2.5 / steps)
-    batch = [repeated(x), repeated(y), _per_image(radius, x), _per_image(step, x)]
+    rows = repeated(torch.arange(len(x), device=x.device))
+    batch = [repeated(x), repeated(y), _per_image(radius, x), _per_image(step, x), rows]
     starts = batch[0] if start is None else repeated(start)
     sample = random_start and start is None
 
@@ -141,7 +147,7 @@ def pgd(
             found = ascent.best_of(restarts, _Batch(*chunk), first, sample, generator)
             adversarial.append(found)
     result = torch.cat(adversarial).view(len(radii), *x.shape)
-    return result if isinstance(epsilon, Sequence) else result[0]
+    return result if np.ndim(epsilon) else result[0]
 
 
 class _Linf:
@@ -166,18 +172,18 @@ class _L2:
 
     @staticmethod
     def direction(gradient: Tensor) -> Tensor:
-        return gradient * (1 / _norm(gradient))
+        return (gradient * (1 / _norm(gradient))).to(gradient)
 
     @staticmethod
     def project(point: Tensor, x: Tensor, radius: Tensor) -> Tensor:
         delta = point - x
-        return (x + delta * (radius / _norm(delta)).clamp(max=1)).clamp(0, 1)
+        return (x + delta * (radius / _norm(delta)).clamp(max=1)).clamp(0, 1).to(x)
 
     @staticmethod
     def sample(x: Tensor, radius: Tensor, generator: torch.Generator | None) -> Tensor:
         noise = torch.empty_like(x).normal_(generator=generator)
         share = torch.empty_like(radius).uniform_(generator=generator) ** (1 / x[0].numel())
-        return (x + radius * share * noise / _norm(noise)).clamp(0, 1)
+        return (x + radius * share * noise / _norm(noise)).clamp(0, 1).to(x)
 
 
 BALLS: dict[str, type[_Linf] | type[_L2]] = {"linf": _Linf, "l2": _L2}
@@ -190,6 +196,7 @@ class _Batch(NamedTuple):
     y: Tensor
     radius: Tensor
     step: Tensor
+    rows: Tensor  # its number among the images of the caller
 
     def only(self, chosen: Tensor) -> "_Batch":
         return _Batch(*(part[chosen] for part in self))
@@ -209,7 +216,7 @@ class _Ascent(NamedTuple):
         left = torch.arange(len(start), device=start.device)
         velocity = torch.zeros_like(start)
         for _ in range(self.steps):
-            gradient, logits = _gradient(self.model, point, batch.y)
+            gradient, logits = gradient_of(self.model, point, batch.y, batch.rows)
             if self.until_fooled:
                 result[left] = point
                 stay = ~self.fooled(logits, batch.y)
@@ -218,7 +225,7 @@ class _Ascent(NamedTuple):
                 if len(left) == 0:
                     break
             if self.momentum:
-                velocity = self.momentum * velocity + gradient / _norm(gradient, 1)
+                velocity = self.momentum * velocity + (gradient / _norm(gradient, 1)).to(gradient)
                 gradient = velocity
             moved = point + self.sign * batch.step * self.ball.direction(gradient)
             point = self.ball.project(moved, batch.x, batch.radius)
@@ -264,18 +271,43 @@ class _Ascent(NamedTuple):
         return loss.masked_fill(self.fooled(logits, y), torch.inf)
 
 
-def _gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradient at ``x`` and the logits there, ``model`` being frozen."""
+def gradient_of(
+    model: nn.Module, x: Tensor, y: Tensor, rows: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the gradient of the cross-entropy at ``x`` and the logits there, ``model`` frozen.
+
+    ``rows`` are the images' numbers in what is said of a gradient that is not finite.
+    """
     x = x.detach().requires_grad_()
-    logits = model(x)
-    check_logits(logits, y)
+    logits = differentiable(logits_of(model, x, y))
     loss = cross_entropy(logits, y, reduction="sum")  # no image's gradient depends on the others
-    return torch.autograd.grad(loss, x)[0], logits.detach()
+    gradient = check_gradient(torch.autograd.grad(loss, x)[0], rows)
+    return gradient, logits.detach()
+
+
+def differentiable(logits: Tensor) -> Tensor:
+    """Return ``logits``, or refuse a model through which no gradient reaches the images."""
+    if not logits.requires_grad:
+        allowed = "differentiable (black-box attacks need no gradient)"
+        refuse("model", Words("without a gradient in x"), allowed)
+    return logits
+
+
+def check_gradient(gradient: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Return ``gradient`` (N, …), or refuse one that is not finite by the number of its image."""
+    bad = ~gradient.isfinite().flatten(1).all(1)
+    if bad.any():
+        first = bad.nonzero()[0, 0]
+        image = int(first if rows is None else rows[first])
+        refuse("the gradient of model", Words(f"NaN or infinite at image {image}"), "finite")
+    return gradient
 
 
 def _norm(delta: Tensor, p: float = 2) -> Tensor:
-    """Return each image's p-norm, shaped to divide ``delta``."""
-    return _per_image(torch.linalg.vector_norm(delta.flatten(1), p, dim=1), delta).clamp(min=TINY)
+    """Return each image's p-norm, shaped to divide ``delta``; in 32 bits at least."""
+    precise = torch.promote_types(delta.dtype, torch.float32)
+    size = torch.linalg.vector_norm(delta.flatten(1), p, dim=1, dtype=precise)
+    return _per_image(size, delta).clamp(min=TINY)
 
 
 def _per_image(values: Tensor, x: Tensor) -> Tensor:
@@ -290,11 +322,9 @@ def _batch_size(batch_size: int | None, x: Tensor) -> int:
     return check_count("batch_size", batch_size)
 
 
-def _epsilons(epsilon: float | Sequence[float], x: Tensor) -> Tensor:
+def _epsilons(epsilon: float | Sequence[float] | np.ndarray | Tensor, x: Tensor) -> Tensor:
     """Return ε as a tensor of one value per requested ball."""
-    values = (
-        epsilon if isinstance(epsilon, Sequence) and not isinstance(epsilon, str) else [epsilon]
-    )
+    values: Any = epsilon if np.ndim(epsilon) == 1 else [epsilon]
     if not len(values):
         refuse("epsilon", epsilon, "a number or a non-empty sequence of numbers")
     return torch.tensor([check_number("epsilon", v) for v in values], dtype=x.dtype).to(x.device)

@@ -10,7 +10,17 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from minimax.attacks.gradient import frozen
-from minimax.errors import check_choice, check_count, check_number, refuse
+from minimax.errors import (
+    Words,
+    check_choice,
+    check_count,
+    check_labels,
+    check_logits,
+    check_model,
+    check_number,
+    check_pixels,
+    refuse,
+)
 from minimax.networks import VAE
 
 ATTACKS = ("latent", "loss", "classifier")
@@ -37,18 +47,28 @@ def reconstruct_as(
     - "classifier": the cross-entropy of a ``classifier`` of codes towards class ``target`` (N,).
 
     ``x`` and, for the first two, ``target`` have shape (N, channels, H, W). Raises ValueError for
-    an unknown attack, a missing classifier, or shapes that do not fit. Introduced in *Adversarial
-    examples*.
+    an unknown attack, a missing classifier, shapes that do not fit, images outside [0, 1] or of
+    another precision than the ``vae``, and NaN. Introduced in *Adversarial examples*.
     """
     check_choice("attack", attack, ATTACKS)
-    check_count("steps", steps)
-    check_number("c", c)
-    check_number("learning_rate", learning_rate, at_least=1e-12)
+    steps = check_count("steps", steps)
+    c = check_number("c", c)
+    learning_rate = check_number("learning_rate", learning_rate, at_least=1e-12)
     wanted = x.shape[:1] if attack == "classifier" else x.shape
     if target.shape != wanted:
         refuse("target", tuple(target.shape), f"of shape {tuple(wanted)} for attack {attack!r}")
-    if attack == "classifier" and classifier is None:
+    check_pixels("x", x)
+    weight = next(vae.parameters(), x)
+    if x.dtype != weight.dtype:
+        refuse("x", Words(str(x.dtype)), f"{weight.dtype}, as the weights of the model are")
+    if attack != "classifier":
+        check_pixels("target", target)
+        target = target.to(x.dtype)
+    elif classifier is None:
         refuse("classifier", None, "a network that maps codes to classes, for this attack")
+    else:
+        check_model(classifier)
+        target = check_labels("target", target, len(x))
 
     with frozen(vae), frozen(classifier or nn.Identity()):
         objective = _objective(vae, target, attack, classifier)
@@ -57,6 +77,8 @@ def reconstruct_as(
         for _ in range(steps):
             loss = objective(image) + c * ((image - x) ** 2).sum()
             (image.grad,) = torch.autograd.grad(loss, image)
+            if not image.grad.isfinite().all():
+                refuse("vae", Words("with a gradient that is NaN or infinite"), "finite in [0, 1]")
             optimiser.step()
             with torch.no_grad():
                 image.clamp_(0, 1)
@@ -72,4 +94,9 @@ def _objective(
     if attack == "loss":
         return lambda image: vae.negative_elbo(image, target).sum()
     assert classifier is not None
-    return lambda image: cross_entropy(classifier(vae.encode(image)[0]), target, reduction="sum")
+
+    def towards_target(image: Tensor) -> Tensor:
+        logits = check_logits(classifier(vae.encode(image)[0]), len(image), target)
+        return cross_entropy(logits, target, reduction="sum")
+
+    return towards_target

@@ -10,8 +10,8 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from minimax.attacks.gradient import frozen
-from minimax.errors import check_count, check_images, check_logits, check_number
+from minimax.attacks.gradient import check_gradient, differentiable, frozen
+from minimax.errors import check_count, check_images, check_number, logits_of
 
 
 def lbfgs(
@@ -33,10 +33,10 @@ def lbfgs(
     no c works comes back unchanged. Raises ValueError for arguments out of range. Introduced in
     *Adversarial examples*.
     """
-    check_images(x, target)
-    check_count("search_steps", search_steps, at_least=0)
-    check_count("iterations", iterations)
-    check_number("c", c, at_least=1e-12)
+    target = check_images(x, target)
+    search_steps = check_count("search_steps", search_steps, at_least=0)
+    iterations = check_count("iterations", iterations)
+    c = check_number("c", c, at_least=1e-12)
     # SciPy's and torch's threads, taking turns on the same cores, would stall each other
     with frozen(model), threadpool_limits(1, "blas"):
         pairs = zip(x.split(1), target.split(1), strict=True)
@@ -59,12 +59,11 @@ def _lbfgs_one(
 
         def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
             image = as_image(flat).requires_grad_()
-            logits = model(image)
-            check_logits(logits, target)
-            loss = cross_entropy(logits, target)
-            gradient = torch.autograd.grad(loss, image)[0].flatten().double().cpu().numpy()
+            loss = cross_entropy(differentiable(logits_of(model, image, target)), target)
+            gradient = check_gradient(torch.autograd.grad(loss, image)[0])
             r = flat - origin
-            return c * (r @ r) + loss.item(), 2 * c * r + gradient
+            slope = 2 * c * r + gradient.flatten().double().cpu().numpy()
+            return c * (r @ r) + loss.item(), slope
 
         options = {"maxiter": iterations}
         end = minimize(
@@ -111,17 +110,16 @@ def carlini_wagner(
     ``confidence``. Per image, c is doubled tenfold until the attack succeeds and then bisected,
     ``search_steps`` times, each with ``steps`` rounds of Adam. ``x`` is (N, …), ``y`` (N,) the
     true classes, or the wanted ones if ``targeted``; an image for which the attack fails comes
-    back unchanged. Raises ValueError for arguments out of range. Introduced in *Adversarial
-    examples*.
+    back unchanged. Adam ends early once nothing moves any more, never before every image has been
+    turned. Raises ValueError for arguments out of range. Introduced in *Adversarial examples*.
     """
-    check_images(x, y)
-    check_count("steps", steps)
-    check_count("search_steps", search_steps)
-    check_number("confidence", confidence)
+    y = check_images(x, y)
+    steps, search_steps = check_count("steps", steps), check_count("search_steps", search_steps)
+    confidence = check_number("confidence", confidence)
     for name, value in (("learning_rate", learning_rate), ("c", c)):
         check_number(name, value, at_least=1e-12)
 
-    x = x.detach()
+    given, x = x.dtype, x.detach().to(torch.promote_types(x.dtype, torch.float32))
     shape = (-1, *[1] * (x.dim() - 1))
     w_clean = torch.atanh((2 * x - 1) * 0.999999)  # finite at black and white pixels
     clean = (torch.tanh(w_clean) + 1) / 2
@@ -137,11 +135,10 @@ def carlini_wagner(
             previous = torch.inf
             for step in range(steps):
                 image = (torch.tanh(w_clean + delta) + 1) / 2
-                logits = model(image)
-                check_logits(logits, y)
+                logits = differentiable(logits_of(model, image.to(given), y))
                 f = margin(logits, y, targeted) + confidence
                 loss = ((image - clean) ** 2).sum() + (weight * f.clamp(min=0)).sum()
-                (delta.grad,) = torch.autograd.grad(loss, delta)
+                delta.grad = check_gradient(torch.autograd.grad(loss, delta)[0])
                 optimiser.step()
 
                 with torch.no_grad():
@@ -152,13 +149,13 @@ def carlini_wagner(
                     nearest = torch.where(closer, distance, nearest)
                     reached |= succeeds
                 if step % -(-steps // 10) == 0:  # ten looks: stop when nothing moves any more
-                    if loss.item() > 0.9999 * previous:
+                    if reached.all() and loss.item() > 0.9999 * previous:
                         break
                     previous = loss.item()
             high = torch.where(reached, weight, high)
             low = torch.where(reached, low, weight)
             weight = torch.where(high.isinf(), weight * 10, (low + high) / 2)
-    return best
+    return best.to(given)
 
 
 def margin(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:

@@ -4,7 +4,8 @@ Images are float tensors in [0, 1]. Introduced in the chapter *Black-box and phy
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from numbers import Integral
 
 import torch
 from PIL import Image
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-from minimax.errors import check_count, check_number, refuse
+from minimax.errors import Words, check_count, check_number, check_pixels, described, refuse
 
 # What a cheap printer can mix: black, white, grey, and three saturations of six hues.
 PRINTABLE = torch.tensor(
@@ -26,15 +27,16 @@ PRINTABLE = torch.tensor(
 
 
 class PrintAndPhotograph(nn.Module):
-    """What happens to a picture (N, channels, H, W) that is printed and photographed, drawn anew.
+    """What happens to pictures (N, 1 or 3, H, W) that are printed and photographed, drawn anew.
 
     Perspective (corners move by up to ``perspective`` of half the side), blur (standard deviation
     up to ``blur`` pixels), exposure and contrast (factors 1 ± ``exposure``), noise of the sensor
     (standard deviation ``noise``, in [0, 1]), and JPEG of a ``quality`` from a range. All images of
     a batch go through the same camera. Differentiable; through the rounding of JPEG the gradient
     passes as if it were not there. A stand-in for the printer and telephone of Kurakin et al.
-    (2017), section 3. Raises ValueError for settings out of range. Introduced in *Black-box and
-    physical attacks*.
+    (2017), section 3. Raises ValueError for settings out of range, and for pictures of another
+    shape, of fewer than 3 × 3 pixels, or outside [0, 1]. Introduced in *Black-box and physical
+    attacks*.
     """
 
     def __init__(
@@ -42,12 +44,13 @@ class PrintAndPhotograph(nn.Module):
         noise: float = 0.02, quality: tuple[int, int] = (60, 95),
     ) -> None:  # fmt: skip
         super().__init__()
-        settings = {"perspective": perspective, "blur": blur, "exposure": exposure, "noise": noise}
-        for name, value in settings.items():
-            check_number(name, value)
-        if not 1 <= quality[0] <= quality[1] <= 100:
+        perspective, blur = check_number("perspective", perspective), check_number("blur", blur)
+        self.exposure, self.noise = check_number("exposure", exposure), check_number("noise", noise)
+        ends = quality if isinstance(quality, Sequence) else ()
+        whole = len(ends) == 2 and all(isinstance(end, Integral) for end in ends)
+        if not whole or not 1 <= ends[0] <= ends[1] <= 100:
             refuse("quality", quality, "two whole numbers from 1 to 100, the lower one first")
-        self.exposure, self.noise, self.quality = exposure, noise, quality
+        self.quality = quality
         turned = v2.RandomPerspective(
             min(perspective, 1.0), p=1.0, fill=None
         )  # a fill works in place: no gradient
@@ -55,6 +58,11 @@ class PrintAndPhotograph(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the photographs, of the shape of ``x``."""
+        fits = x.dim() == 4 and x.shape[1] in (1, 3) and min(x.shape[2:]) >= 3
+        if not fits:  # a JPEG has one or three channels, and the blur looks two pixels beyond
+            got = Words(f"of shape {tuple(x.shape)}")
+            refuse("x", got, "of shape (N, 1 or 3, H, W), H and W at least 3")
+        check_pixels("x", x)
         seen = self.optics(x)
         brighter, contrast = 1 + self.exposure * (2 * torch.rand(2) - 1)
         grey = seen.mean((1, 2, 3), keepdim=True)
@@ -100,8 +108,11 @@ def destruction_rate(clean: Tensor, attacked: Tensor, photographed: Tensor) -> f
     Kurakin et al. (2017), equation 1. All three are booleans (N,): is the clean image, the attacked
     one, and the attacked one after the transformation classified correctly? Counted are the images
     with a correct clean and a wrong attacked answer; NaN if there are none. Raises ValueError if
-    the shapes differ. Introduced in *Black-box and physical attacks*.
+    the shapes differ, or they are no booleans. Introduced in *Black-box and physical attacks*.
     """
+    for name, answers in (("clean", clean), ("attacked", attacked), ("photographed", photographed)):
+        if answers.dtype != torch.bool:
+            refuse(name, described(answers), "booleans of shape (N,): is each answer right?")
     if not clean.shape == attacked.shape == photographed.shape:
         shapes = tuple(tuple(t.shape) for t in (clean, attacked, photographed))
         refuse("(clean, attacked, photographed)", shapes, "of one shape, (N,)")
@@ -117,7 +128,8 @@ class Sticker(nn.Module):
     ``mask`` (H, W) is 1 where a sticker is. Called with signs (N, channels, H, W), whose first
     three channels are colours in [0, 1], it returns them with the stickers on; any further channel
     (opacity) is left alone. Eykholt et al. (2018), equation 3. Raises ValueError for a mask that is
-    not of that shape, or empty. Introduced in *Black-box and physical attacks*.
+    not of that shape, empty or outside [0, 1], and for signs of another size or of fewer than three
+    channels. Introduced in *Black-box and physical attacks*.
     """
 
     mask: Tensor
@@ -126,6 +138,9 @@ class Sticker(nn.Module):
         super().__init__()
         if mask.dim() != 2 or not mask.any():
             refuse("mask", tuple(mask.shape), "of shape (height, width), not 0 everywhere")
+        low, high = mask.float().min().item(), mask.float().max().item()
+        if not (low >= 0 and high <= 1):
+            refuse("mask", Words(f"between {low:g} and {high:g}"), "between 0 and 1")
         self.register_buffer("mask", mask.float())
         self.logits = nn.Parameter(torch.zeros(3, *mask.shape))
 
@@ -139,6 +154,10 @@ class Sticker(nn.Module):
 
     def forward(self, signs: Tensor) -> Tensor:
         """Return ``signs`` with the stickers on."""
+        if signs.dim() != 4 or signs.shape[1] < 3 or signs.shape[2:] != self.mask.shape:
+            got = Words(f"of shape {tuple(signs.shape)}")
+            height, width = self.mask.shape
+            refuse("signs", got, f"of shape (N, 3 or more, {height}, {width}), as the mask is")
         covered = signs[:, :3] * (1 - self.mask) + self.colours() * self.mask
         return torch.cat([covered, signs[:, 3:]], 1)
 
@@ -148,8 +167,16 @@ def non_printability(colours: Tensor, mask: Tensor, printable: Tensor = PRINTABL
 
     The non-printability score of Sharif et al. (2016), equation 4, is the product over the
     ``printable`` colours (P, 3) of the distances to them; here its P-th root, so that it stays a
-    distance in [0, 1]. Introduced in *Black-box and physical attacks*.
+    distance in [0, 1]. Raises ValueError for an empty mask, and for shapes that do not fit.
+    Introduced in *Black-box and physical attacks*.
     """
+    if colours.dim() != 3 or len(colours) != 3:
+        refuse("colours", Words(f"of shape {tuple(colours.shape)}"), "of shape (3, H, W)")
+    if mask.shape != colours.shape[1:] or not mask.any():
+        allowed = f"of shape {tuple(colours.shape[1:])}, not 0 everywhere"
+        refuse("mask", tuple(mask.shape), allowed)
+    if printable.dim() != 2 or printable.shape[1] != 3 or len(printable) == 0:
+        refuse("printable", Words(f"of shape {tuple(printable.shape)}"), "of shape (P, 3), P > 0")
     pixels = colours.movedim(0, -1)[mask.bool()]
     distance = (pixels[:, None] - printable.to(pixels)).norm(dim=2)
     return distance.clamp(min=1e-6).log().mean(1).exp().mean()

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -14,7 +15,7 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 from torch import Tensor, nn
 
-from minimax.errors import check_number, refuse
+from minimax.errors import check_count, check_model, check_number, described, refuse
 from minimax.networks import predict
 
 LARGEST = 64_000_000  # bytes of one request
@@ -26,42 +27,64 @@ class LabelServer:
     ``url`` is the address and ``queries`` the number of images that were labelled. A request is
     ``POST /labels`` with JSON ``{"images": …}``, N images of ``shape`` with pixels in [0, 1]; the
     answer is ``{"labels": [N classes]}``. What is not such a request is answered with 400 (no
-    JSON), 413 (too large), or 422 (no such images), and one sentence. With ``rate``, so many images
-    a second are labelled, and as many at once; more are answered with 429 and the seconds to wait.
-    Raises ValueError for a rate that is not positive. Introduced in *Black-box and physical
-    attacks*.
+    JSON), 413 (too large), or 422 (no such images), and one sentence; where the model itself fails,
+    with 500 and one. With ``rate``, so many images a second are labelled, and as many at once; more
+    are answered with 429 and the seconds to wait. Raises ValueError for a rate that is not positive
+    or a shape that is none. Introduced in *Black-box and physical attacks*.
     """
 
     def __init__(
         self, model: nn.Module, shape: tuple[int, ...], *, rate: float | None = None
     ) -> None:
+        check_model(model)
+        if not isinstance(shape, Sequence) or not shape:
+            refuse("shape", shape, "that of one image, such as (1, 28, 28)")
         if rate is not None and check_number("rate", rate) == 0:
             refuse("rate", rate, "above 0, or None for no limit")
-        self.model, self.shape, self.rate = model, tuple(shape), rate
-        self.queries = 0
+        self.model, self.rate = model, rate
+        self.shape = tuple(check_count("shape", length) for length in shape)
+        self.url, self.queries = "", 0
         self._allowance, self._since = rate or 0.0, time.monotonic()
         self._one_at_a_time = threading.Lock()
+        self._running: tuple[uvicorn.Server, threading.Thread] | None = None
+
+    def start(self) -> "LabelServer":
+        """Start serving, and return once the server answers; one that answers already goes on.
+
+        Raises ValueError if the model can't label an image of ``shape``.
+        """
+        if self._running:
+            return self
+        self._try()
         app = FastAPI(openapi_url=None)
         app.post("/labels")(self._answer)
         config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error")
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
-
-    def start(self) -> "LabelServer":
-        """Start serving, and return once the server answers."""
-        self._thread.start()
-        while not self._server.started:
-            if not self._thread.is_alive():
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        while not server.started:
+            if not thread.is_alive():
                 raise RuntimeError("The server did not start; is there no port left on loopback?")
             time.sleep(0.01)
-        port = self._server.servers[0].sockets[0].getsockname()[1]
+        port = server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{port}/labels"
+        self._running = server, thread
         return self
 
     def stop(self) -> None:
-        """Answer what has come in, and stop."""
-        self._server.should_exit = True
-        self._thread.join()
+        """Answer what has come in, and stop, if it runs. It may be started again."""
+        if self._running:
+            server, thread = self._running
+            self._running = None
+            server.should_exit = True
+            thread.join()
+
+    def _try(self) -> None:
+        """Refuse a model that fails at one grey image."""
+        try:
+            predict(self.model, torch.full((1, *self.shape), 0.5))
+        except (RuntimeError, TypeError, IndexError) as error:
+            refuse("shape", self.shape, f"that of images which the model takes ({_line(error)})")
 
     def __enter__(self) -> "LabelServer":
         return self.start()
@@ -104,8 +127,12 @@ class LabelServer:
                     text = f"The limit is {self.rate:g} images a second; come back in {wait:.2f} s."
                     raise HTTPException(429, text, headers={"Retry-After": f"{wait:.3f}"})
                 self._allowance -= len(images)
+            try:
+                labels = predict(self.model, images).argmax(1).tolist()
+            except Exception as error:  # whatever a model raises, the client is told
+                raise HTTPException(500, f"The model failed: {_line(error)}") from error
             self.queries += len(images)
-            return predict(self.model, images).argmax(1).tolist()
+            return labels
 
 
 async def _body(request: Request) -> bytes:
@@ -125,17 +152,29 @@ def ask(url: str, images: Tensor) -> Tensor:
     """Return the labels (N,) that the server at ``url`` gives to ``images`` (N, …).
 
     Waits where the server limits the rate. Raises ValueError with the server's sentence if it
-    refuses the images. Introduced in *Black-box and physical attacks*.
+    refuses the images, ConnectionError if no server answers. No proxy is asked, whatever the
+    environment says: the server is on this machine. Introduced in *Black-box and physical attacks*.
     """
+    if not isinstance(images, Tensor):
+        refuse("images", described(images), "a tensor of shape (N, …)")
     content = json.dumps({"images": images.cpu().tolist()})
     while True:
-        answer = httpx.post(url, content=content, timeout=60.0)
+        try:
+            answer = httpx.post(url, content=content, timeout=60.0, trust_env=False)
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise ConnectionError(
+                f"No server answers at {url!r}; is it running? ({error})"
+            ) from error
         if answer.status_code != 429:
             break
         time.sleep(float(answer.headers["Retry-After"]))
     if answer.status_code != 200:
         raise ValueError(f"The server refused (status {answer.status_code}): {_detail(answer)}")
     return torch.tensor(answer.json()["labels"])
+
+
+def _line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _detail(answer: httpx.Response) -> Any:

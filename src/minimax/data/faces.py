@@ -76,8 +76,8 @@ def _darker(colour: str) -> str:
 
 def drawn_faces(split: str, count: int = 4000, size: int = 32) -> tuple[Tensor, Tensor, Attributes]:
     """Return ``count`` faces, 1 where they wear glasses, and all their attributes."""
-    check_count("count", count)
-    check_count("size", size, at_least=16)
+    count = check_count("count", count)
+    size = check_count("size", size, at_least=16)
     generator = torch.Generator().manual_seed(SEEDS[split])
     columns = _people(count, generator)
     columns["yaw"] = 0.6 * columns["look"] + _uniform(count, generator, -0.12, 0.12)
@@ -91,8 +91,8 @@ def turning_faces(split: str, count: int = 1000, size: int = 32) -> tuple[Tensor
     as before or turn twice as fast, or anything between: the third frame can't be known.
     Introduced in *Applications*.
     """
-    check_count("count", count)
-    check_count("size", size, at_least=16)
+    count = check_count("count", count)
+    size = check_count("size", size, at_least=16)
     generator = torch.Generator().manual_seed(SEEDS[split] + 10)
     columns = _people(count, generator)
     right = torch.randint(2, (count,), generator=generator)

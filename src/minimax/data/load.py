@@ -104,7 +104,7 @@ def _labels(array: Any) -> Tensor:
 
 def _digits(split: str, size: int = 8) -> Data:
     """scikit-learn's 1,797 handwritten digits of 8×8 pixels; every fifth one is for test."""
-    check_count("size", size, at_least=8)
+    size = check_count("size", size, at_least=8)
     digits = sklearn_datasets.load_digits()
     test = np.arange(len(digits.target)) % 5 == 0
     chosen = test if split == "test" else ~test
@@ -116,7 +116,7 @@ def _digits(split: str, size: int = 8) -> Data:
 
 def _stacked(base: str, split: str, count: int = 50_000, **options: Any) -> Data:
     """Three digits as the channels of an image; the label is the number, 0 to 999, they spell."""
-    check_count("count", count)
+    count = check_count("count", count)
     digits: Data = load(base, split, **options)
     generator = torch.Generator().manual_seed(1 if split == "train" else 2)
     chosen = torch.randint(len(digits), (count, 3), generator=generator)
@@ -214,7 +214,7 @@ def _svhn(split: str) -> Data:
 
 def _gtsrb(split: str, size: int = 32) -> Data:
     """The German traffic signs, resized to ``size``; training images know their track."""
-    check_count("size", size)
+    size = check_count("size", size)
     folder = "GTSRB/Training" if split == "train" else "GTSRB/Final_Test"
     made = _torchvision(GTSRB, f"gtsrb/{folder}", partial(tv.GTSRB, split=split))
     root = Path(made._base_folder)
@@ -236,7 +236,7 @@ def _gtsrb(split: str, size: int = 32) -> Data:
 
 def _centre(size: int) -> v2.Compose:
     """Return the transform of the large data sets: resize, cut the centre, scale to [0, 1]."""
-    check_count("size", size)
+    size = check_count("size", size)
     return v2.Compose(
         [v2.Resize(size), v2.CenterCrop(size), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
     )

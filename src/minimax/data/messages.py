@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from minimax.data.places import Need, find, reading
+from minimax.errors import check_count
 
 SMS_FILE = "sms_spam/SMSSpamCollection"
 SMS = Need("sms_spam", "0.5 MB, 5,574 messages", "messages")
@@ -51,8 +52,9 @@ def drawn_messages(split: str, count: int = 1000) -> Messages:
     A message has a class, a topic of that class, and 6 to 18 words. Each word comes from the topic
     (probability 0.45), from everyday words (0.5), or from any topic of either class (0.05), so that
     single words mislead now and then. The two splits come from different seeds.
-    Introduced in *Adversarial examples*.
+    Raises ValueError for a count below 1. Introduced in *Adversarial examples*.
     """
+    count = check_count("count", count)
     rng = np.random.default_rng({"train": 2004, "test": 2005}[split])
     y = (rng.random(count) < 0.4).astype(int)
     anything = " ".join(words for topics in TOPICS.values() for words in topics.values()).split()

@@ -1,5 +1,6 @@
 """Gaussian mixtures with known modes: one-dimensional, ring, grid, and in many dimensions."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,7 +19,8 @@ def ring(
 
     PacGAN's setting (Lin et al. 2018): 8 modes, radius 1, standard deviation 0.01 per axis.
     """
-    check_count("modes", modes)
+    modes = check_count("modes", modes)
+    radius = check_number("radius", radius)
     angle = 2 * torch.pi * torch.arange(modes) / modes
     return sample(split, count, radius * torch.stack([angle.cos(), angle.sin()], 1), sd)
 
@@ -37,7 +39,7 @@ def high_dimensional(split: str, count: int = 10_000, axes: int = 1200) -> Mixtu
     Of any number of ``axes``, seven in twelve have noise.
     """
     centres = torch.tensor([-1, -0.5, 0, 0.5, -2, -2.5, 10, 0.25, -13, -5.5])
-    check_count("axes", axes, at_least=12)
+    axes = check_count("axes", axes, at_least=12)
     noise = (torch.arange(axes) < 7 * axes // 12).float()
     return sample(split, count, centres[:, None].expand(-1, axes), noise)
 
@@ -53,6 +55,8 @@ def one_dimensional(
     if not len(means) == len(sds) == len(weights) or not means:
         lengths = (len(means), len(sds), len(weights))
         refuse("(means, sds, weights)", lengths, "of one length, at least 1")
+    if not all(math.isfinite(mean) for mean in means):
+        refuse("means", means, "finite")
     for name, values in (("sds", sds), ("weights", weights)):
         for value in values:
             check_number(name, value)
@@ -74,7 +78,7 @@ def sample(
 
     ``sd`` is one number, one vector (d,) or one row per mode; ``weights`` are uniform by default.
     """
-    check_count("count", count)
+    count = check_count("count", count)
     if not isinstance(sd, Tensor):
         check_number("sd", sd)
     generator = torch.Generator().manual_seed(SEEDS[split])

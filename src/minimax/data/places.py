@@ -15,6 +15,8 @@ from pathlib import Path
 
 from torchvision.datasets.utils import calculate_md5, download_url
 
+from minimax.errors import refuse
+
 DISK = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
 
 
@@ -46,17 +48,42 @@ class Need:
 
 
 def cache() -> Path:
-    """Return the folder where downloads are kept: MINIMAX_CACHE or the user's cache folder."""
+    """Return the folder where downloads are kept: MINIMAX_CACHE or the user's cache folder.
+
+    Raises ValueError for a relative path, and where neither that nor a home folder is known.
+    """
     if chosen := os.environ.get("MINIMAX_CACHE"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "minimax"
+        return _absolute("MINIMAX_CACHE", chosen)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if Path(base).is_absolute():  # a relative one is to be ignored, its specification says
+        return Path(base) / "minimax"
+    return _absolute("MINIMAX_CACHE", "~/.cache/minimax")
 
 
 def places() -> list[Path]:
-    """Return the folders that are searched, in order: MINIMAX_DATA, if set, then the cache."""
+    """Return the folders that are searched, in order: MINIMAX_DATA, if set, then the cache.
+
+    Raises ValueError for a relative MINIMAX_DATA, or one that names no folder: the stand-ins would
+    be taken without a word.
+    """
     given = os.environ.get("MINIMAX_DATA")
-    return [*([Path(given).expanduser()] if given else []), cache()]
+    if not given:
+        return [cache()]
+    folder = _absolute("MINIMAX_DATA", given)
+    if not folder.is_dir():
+        refuse("MINIMAX_DATA", given, "a folder that exists")
+    return [folder, cache()]
+
+
+def _absolute(variable: str, path: str) -> Path:
+    """Return ``path``, refused if it is relative: a chapter runs in its own folder."""
+    try:
+        folder = Path(path).expanduser()
+    except RuntimeError:
+        refuse(variable, path, "a folder named in full: no home folder is known here")
+    if not folder.is_absolute():
+        refuse(variable, path, "an absolute path, the same for scripts and for chapters")
+    return folder
 
 
 def find(need: Need, relative: str) -> Path:
@@ -97,9 +124,19 @@ def verified(need: Need, relative: str, md5: str, urls: list[str]) -> Path:
                 if disk_fault(error):
                     raise
                 failures.append(f"{url}: {error}")
-        raise need.missing("the download failed (" + "; ".join(failures) + ")")
+        raise need.missing(
+            "the download failed (" + "; ".join(failures) + ")" + _unpacked(relative)
+        )
 
     return whole(need, target, fetch)
+
+
+def _unpacked(relative: str) -> str:
+    """Return what to say of a file that is in one of the places, but without its compression."""
+    for place in places():
+        if relative.endswith(".gz") and (found := (place / relative).with_suffix("")).exists():
+            return f"; {found} is there unpacked, but only {found.name}.gz can be checked"
+    return ""
 
 
 def disk_fault(error: Exception) -> bool:

@@ -23,8 +23,8 @@ def drawn_scenes(split: str, count: int = 1000, size: int = 32) -> tuple[Tensor,
     the grain of grass and tree are drawn by lot: many pictures fit one map. Introduced in
     *Applications*.
     """
-    check_count("count", count)
-    check_count("size", size, at_least=16)
+    count = check_count("count", count)
+    size = check_count("size", size, at_least=16)
     generator = torch.Generator().manual_seed(SEEDS[split])
 
     def uniform(low: float, high: float) -> Tensor:
@@ -97,7 +97,7 @@ def drawn_eyes(
     blur, and the gaze of another crowd. Raises ValueError for another style. Introduced in
     *Applications*.
     """
-    check_count("count", count)
+    count = check_count("count", count)
     real = check_choice("style", style, STYLES) == "real"
     generator = torch.Generator().manual_seed(SEEDS[split] + 10 * real)
 

@@ -21,7 +21,7 @@ def fronts(size: int = 96) -> Tensor:
 
     Introduced in *Black-box and physical attacks*.
     """
-    check_count("size", size, at_least=8)
+    size = check_count("size", size, at_least=8)
     drawn = torch.stack([pil_to_tensor(_draw(name)) for name in CLASSES]).float() / 255
     return interpolate(drawn, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
 
@@ -112,7 +112,7 @@ def photograph(signs: Tensor, generator: torch.Generator, size: int = 48) -> Ten
 
 def photographed_signs(split: str, count: int = 2000, size: int = 48) -> tuple[Tensor, Tensor]:
     """Return ``count`` photographs of drawn signs and their classes, as many of each."""
-    check_count("count", count)
+    count = check_count("count", count)
     generator = torch.Generator().manual_seed(SEEDS[split])
     y = torch.arange(count) % len(CLASSES)
     signs = fronts()

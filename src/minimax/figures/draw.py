@@ -3,14 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
-import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
-from torchvision.utils import make_grid
 
-from minimax.errors import check_count, refuse
+from minimax.errors import Words, check_count, check_pixels, described, refuse
 
 YELLOW = "#f2b705"
 
@@ -29,24 +28,36 @@ def image_grid(
 
     ``below`` is one text per image, ``left`` one per row, ``top`` one per column; ``outlined`` (N,)
     marks the images that get a yellow outline; ``width`` is in inches. Raises ValueError if
-    ``images`` is no such batch. Introduced in *Adversarial examples*.
+    ``images`` is no such batch, or if there are too few texts or marks. Introduced in
+    *Adversarial examples*.
     """
-    if images.dim() != 4 or len(images) == 0:
-        refuse("images", tuple(images.shape), "of shape (N, channels, height, width), N at least 1")
-    check_count("columns", columns)
-    height, across = images.shape[2:]
+    _check_shown("images", images, 4, "of shape (N, 1 or 3, height, width), N at least 1")
+    count, _, height, across = images.shape
+    columns = min(check_count("columns", columns), count)
+    for name, given, number, each in (
+        ("below", below, count, "image"),
+        ("left", left, -(-count // columns), "row"),
+        ("top", top, columns, "column"),
+        ("outlined", outlined, count, "image"),
+    ):
+        if given is not None and len(given) < number:
+            refuse(name, Words(f"of length {len(given)}"), f"of length {number}, one per {each}")
     gap = max(2, across // (5 if below is None else 3))
-    tiles = make_grid(images.detach().float(), nrow=columns, padding=gap, pad_value=float("nan"))
-    grid = tiles.movedim(0, 2).clamp(0, 1).numpy()
-    opacity = ~np.isnan(grid[..., :1])  # the gaps are transparent: they show the page
-    grid = np.concatenate([np.nan_to_num(grid), opacity], axis=2)
+    places = [
+        (gap + index % columns * (across + gap), gap + index // columns * (height + gap))
+        for index in range(count)
+    ]
+    right, bottom = max(x for x, _ in places) + across, places[-1][1] + height
+    grid = torch.zeros(bottom + gap, right + gap, 4)  # the gaps are transparent: the page is seen
+    for image, (x, y) in zip(images.detach().float(), places, strict=True):
+        tile = grid[y : y + height, x : x + across]
+        tile[..., :3], tile[..., 3] = image.movedim(0, 2).clamp(0, 1), 1.0
 
     figure, axes = plt.subplots(figsize=(width, width * grid.shape[0] / grid.shape[1]))
-    axes.imshow(grid)
+    axes.imshow(grid.numpy())
     axes.axis("off")
-    for index in range(len(images)):
+    for index, (x, y) in enumerate(places):
         row, column = divmod(index, columns)
-        x, y = gap + column * (across + gap), gap + row * (height + gap)
         if below is not None:
             axes.text(x + across / 2, y + height + 0.1 * gap, below[index], ha="center", va="top")
         if left is not None and column == 0:
@@ -65,13 +76,15 @@ def perturbation(
     """Return the picture "image + ε · perturbation = image", as in the lecture.
 
     ``images`` are (channels, H, W) in [0, 1], ``texts`` stand below them, ``signs`` between them.
-    Raises ValueError unless there is one sign fewer than images. Introduced in
-    *Adversarial examples*.
+    Raises ValueError for what is no such image, and unless there is one sign fewer than images.
+    Introduced in *Adversarial examples*.
     """
     if len(signs) != len(images) - 1 or len(texts) != len(images):
         refuse(
             "signs", list(signs), f"one fewer than the {len(images)} images, and a text for each"
         )
+    for index, image in enumerate(images):
+        _check_shown(f"images[{index}]", image, 3, "of shape (1 or 3, height, width)")
     share = [1.0]
     for _ in signs:
         share += [0.32, 1.0]
@@ -86,8 +99,21 @@ def perturbation(
     return figure
 
 
+def _check_shown(argument: str, images: Tensor, axes: int, allowed: str) -> None:
+    """Refuse ``images`` unless they are floats in [0, 1], but for rounding, of 1 or 3 channels."""
+    if (
+        not isinstance(images, Tensor)
+        or not images.is_floating_point()
+        or images.dim() != axes
+        or images.shape[axes - 3] not in (1, 3)
+        or images.numel() == 0
+    ):
+        refuse(argument, described(images), f"a float tensor {allowed}")
+    check_pixels(argument, (images.detach().float() * 1e4).round() / 1e4)
+
+
 def _picture(axes: Axes, image: Tensor) -> None:
-    pixels = image.detach().movedim(0, 2).clamp(0, 1)
+    pixels = image.detach().cpu().movedim(0, 2).clamp(0, 1)
     axes.imshow(pixels.expand(-1, -1, 3) if pixels.shape[2] == 1 else pixels)
     axes.axis("off")
 

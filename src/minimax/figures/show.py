@@ -11,19 +11,24 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib.pyplot as plt
 from IPython.display import HTML, display
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.text import Text
 from PIL import Image
 
 from minimax.claims import number
-from minimax.errors import refuse
+from minimax.errors import Words, refuse
 
 COLOURS = ["#3b82c4", "#d9822b", "#2a9d5c", "#d1495b", "#8e6bbf", "#7f8c8d"]  # 3:1 on both grounds
-STYLE = {
+# A reader's own style may be for dark grounds; what such a style changes is matplotlib's own here.
+STYLE = {key: plt.rcParamsDefault[key] for key in plt.style.library["dark_background"]} | {
     "axes.prop_cycle": plt.cycler(color=COLOURS),
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -36,21 +41,33 @@ STYLE = {
     "image.interpolation": "none",
     "legend.frameon": False,
     "lines.linewidth": 2,
+    "savefig.bbox": None,
     "svg.fonttype": "none",  # text stays text: smaller, sharp, and it can be selected
     "svg.hashsalt": "minimax",  # the same figure gives the same file
+    "svg.image_inline": True,
+    "text.usetex": False,
 }
-plt.rcParams.update(STYLE)  # type: ignore[arg-type]
-LARGEST = 1_500_000  # bytes of one explorable figure
+plt.rcParams.update(STYLE)
+LARGEST = 3_000_000  # bytes of one figure
+LARGEST_EXPLORABLE = 1_500_000
+SVG, LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
+# What may be rounded to a thousandth of a point; not "transform", whose scale multiplies.
+GEOMETRY = set("cx cy d dx dy height points r rx ry style viewBox width x x1 x2 y y1 y2".split())
 
 
 def show(figure: Figure, *, alt: str) -> None:
     """Display ``figure`` with its text alternative, legible on light and dark pages.
 
     ``alt`` says what a reader who can't see the figure should know. Raises ValueError if it is
-    shorter than ten characters, TypeError if ``figure`` is no matplotlib figure.
-    Introduced in *How to use this book*.
+    shorter than ten characters or the figure larger than 3 MB, TypeError if ``figure`` is no
+    matplotlib figure. Introduced in *How to use this book*.
     """
     markup = f'<figure style="margin:0">{_svg(figure, alt)}</figure>'
+    if (size := len(markup.encode())) > LARGEST:
+        raise ValueError(
+            f"The figure has {size / 1e6:.1f} MB; it has to stay below {LARGEST / 1e6:g} MB: draw "
+            "fewer points or smaller images, or give what has many parts rasterized=True."
+        )
     display(HTML(markup), metadata={"minimax_alt": alt})
 
 
@@ -60,7 +77,7 @@ def explore(
     alt: Callable[..., str],
     labels: Mapping[str, str] | None = None,
     start: Mapping[str, int] | None = None,
-    **axes: Sequence[Any],
+    **axes: Iterable[Any],
 ) -> None:
     """Display a figure that the reader explores along one or two axes, without a kernel.
 
@@ -68,29 +85,36 @@ def explore(
     with one value of each, by name, and return that frame's figure and text alternative. ``labels``
     replaces an axis's name beside its slider, ``start`` its first position (default: the middle).
     All frames are drawn now and stand in the page, which needs no network; without scripts the
-    one at the start is a plain picture. Raises ValueError for no axis or more than two, for an
-    empty one, for a start that is no position of an axis, or when the result is larger than
-    1.5 MB. Introduced in *How to use this book*.
+    one at the start is a plain picture. Raises ValueError for no axis or more than two, for one
+    that is empty or no list of values, for a start or a label of no axis, or when the result is
+    larger than 1.5 MB. Introduced in *How to use this book*.
     """
     if not 1 <= len(axes) <= 2:
         raise ValueError(f"explore got {len(axes)} axes ({', '.join(axes)}); it takes one or two.")
+    lists: dict[str, list[Any]] = {}
     for name, values in axes.items():
-        if not len(values):
+        if not isinstance(values, Iterable):
+            refuse(name, values, "a list of the values on this axis")
+        lists[name] = list(values)
+        if not lists[name]:
             raise ValueError(f"{name} is an empty axis; it has to hold at least one value.")
     for name, position in (start or {}).items():
-        if name not in axes or position not in range(len(axes[name])):
+        if name not in lists or position not in range(len(lists[name])):
             refuse("start", start, "a position, counted from 0, for axes that are given")
-    first = {name: len(values) // 2 for name, values in axes.items()} | dict(start or {})
+    if unknown := sorted(set(labels or {}) - set(lists)):
+        refuse("labels", Words(f"given for {unknown[0]!r}"), f"for {' or '.join(lists)}")
+    first = {name: len(values) // 2 for name, values in lists.items()} | dict(start or {})
     frames, alts = [], []
-    for values in itertools.product(*axes.values()):
-        chosen = dict(zip(axes, values, strict=True))
-        alts.append(alt(**chosen))
-        frames.append(_svg(draw(**chosen), alts[-1]))
-    markup = _explorable(frames, axes, labels or {}, first)
-    if (size := len(markup.encode())) > LARGEST:
+    for chosen in itertools.product(*lists.values()):
+        values = dict(zip(lists, chosen, strict=True))
+        alts.append(alt(**values))
+        frames.append(_svg(draw(**values), alts[-1]))
+    markup = _explorable(frames, lists, labels or {}, first)
+    if (size := len(markup.encode())) > LARGEST_EXPLORABLE:
         raise ValueError(
             f"The explorable figure has {size / 1e6:.1f} MB; it has to stay below "
-            f"{LARGEST / 1e6} MB: use fewer values ({len(frames)} frames) or smaller images."
+            f"{LARGEST_EXPLORABLE / 1e6} MB: use fewer values ({len(frames)} frames) or smaller "
+            "images."
         )
     display(HTML(markup), metadata={"minimax_alt": alts})
 
@@ -101,39 +125,102 @@ def _svg(figure: Figure, alt: str) -> str:
         raise TypeError(f"figure is {type(figure).__name__}; it has to be a matplotlib Figure.")
     if not isinstance(alt, str) or len(alt.strip()) < 10:
         raise ValueError(f"alt is {alt!r}; it has to say in words what the figure shows.")
+    inks = _inks(figure)
     file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    with plt.rc_context(STYLE):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     plt.close(figure)
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"#000000\b", "currentColor", svg)
-    svg = svg.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
-    svg = re.sub(r"\s*\n\s*", "\n", re.sub(r"(\d\.\d{3})\d+", r"\1", svg))
-    svg = re.sub(r'"data:image/png;base64,\s*([^"]+)"', _smaller, svg)
-    # Several figures share a page: each needs ids of its own.
-    own = "m" + hashlib.sha256(svg.encode()).hexdigest()[:8]
-    used = set(re.findall(r"#([\w-]+)", svg))
-    svg = re.sub(r' id="([^"]+)"', lambda i: f' id="{own}-{i[1]}"' if i[1] in used else "", svg)
-    svg = re.sub(r'(href="#|url\(#)', rf"\1{own}-", svg)
-    width = float(re.search(r'width="([\d.]+)pt"', svg)[1]) * 4 / 3  # type: ignore[index]
-    start = (
-        f'<svg role="img" aria-label="{html.escape(alt)}" fill="currentColor" '
-        f'style="width:100%;max-width:{width:.0f}px;height:auto;stroke-linejoin:round" '
-    )
-    svg = re.sub(r'\s(width|height)="[\d.]+pt"', "", svg, count=2)
-    return start + svg[len("<svg") :].strip()
+    root = ElementTree.fromstring(file.getvalue())
+    for element in list(root.iter()):
+        for child in list(element):
+            if child.tag in (f"{SVG}metadata", f"{SVG}style"):  # a style would leak into the page
+                element.remove(child)
+        # Text is left as it is, but for the line breaks between elements.
+        element.text, element.tail = (
+            part if part is None or part.strip() or "\n" not in part else "\n"
+            for part in (element.text, element.tail)
+        )
+        attributes = [(name.replace(LINK, "xlink:"), value) for name, value in element.items()]
+        element.attrib = {name: _tidied(name, value, inks) for name, value in attributes}
+        element.tag = element.tag.removeprefix(SVG)
+    _make_ids_own(root)
+    width = float(root.attrib.pop("width").removesuffix("pt")) * 4 / 3
+    del root.attrib["height"]
+    root.attrib = {
+        "xmlns": SVG[1:-1],
+        "xmlns:xlink": LINK[1:-1],
+        "role": "img",
+        "aria-label": alt,
+        "fill": "currentColor",
+        "style": f"width:100%;max-width:{width:.0f}px;height:auto;stroke-linejoin:round",
+        **root.attrib,
+    }
+    return ElementTree.tostring(root, encoding="unicode")
 
 
-def _smaller(match: re.Match[str]) -> str:
+def _inks(figure: Figure) -> set[str]:
+    """Return the colours that mean the page's text colour; prepare a figure of another style.
+
+    In one made for a dark ground the axes' labels are white, as is all that belongs to them.
+    """
+    for text in figure.findobj(Text):
+        text.set_usetex(False)
+    patches = [figure.patch, *(axes.patch for axes in figure.axes)]
+    grounds = {to_hex(patch.get_facecolor()) for patch in patches}
+    for legend in figure.findobj(Legend):
+        frame = legend.get_frame()
+        if to_hex(frame.get_facecolor()) in grounds:
+            frame.set_facecolor("none")
+    labels = {to_hex(axes.xaxis.label.get_color()) for axes in figure.axes}
+    return {"#000000"} | labels & {"#ffffff"}
+
+
+def _tidied(name: str, value: str, inks: set[str]) -> str:
+    """Return an attribute's value: shorter, in the page's colour, and with fonts to fall back."""
+    if value.startswith("data:image/png;base64,"):
+        return _smaller(value)
+    if name in GEOMETRY:
+        value = re.sub(r"-?\d+\.\d{4,}", lambda found: _rounded(found[0]), value)
+    if name in ("style", "fill", "stroke"):
+        value = re.sub("|".join(rf"{ink}\b" for ink in inks), "currentColor", value)
+        value = value.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
+    return " ".join(value.split()) if name in ("d", "points") else value
+
+
+def _rounded(text: str) -> str:
+    return f"{float(text):.3f}".rstrip("0").rstrip(".")
+
+
+def _make_ids_own(root: ElementTree.Element) -> None:
+    """Give the figure ids that no other figure on the page has, and drop those without use."""
+    own = "m" + hashlib.sha256(ElementTree.tostring(root)).hexdigest()[:8]
+    ids = {element.get("id") for element in root.iter()}
+    used: set[str] = set()
+
+    def renamed(found: re.Match[str]) -> str:
+        if found[2] not in ids:  # a link to elsewhere on the page
+            return found[0]
+        used.add(found[2])
+        return f"{found[1]}{own}-{found[2]}{found[3]}"
+
+    for element in root.iter():
+        for name, value in element.items():
+            pattern = r"^(#)(.+)()$" if name == "xlink:href" else r"(url\(#)(.+?)(\))"
+            element.set(name, re.sub(pattern, renamed, value))
+    for element in root.iter():
+        if (name := element.attrib.pop("id", "")) in used:
+            element.set("id", f"{own}-{name}")
+
+
+def _smaller(link: str) -> str:
     """Return the embedded PNG, or the same picture as WebP where that is a third smaller."""
-    png = base64.b64decode(match[1])
+    png = base64.b64decode(link.partition(",")[2])
     file = io.BytesIO()
     image = Image.open(io.BytesIO(png))
     large = len(png) > 20_000  # a photograph: what little is lost can't be seen
     image.save(file, "WEBP", lossless=not large, quality=85, method=4)
     kind, data = ("webp", file.getvalue()) if file.tell() < len(png) * 2 / 3 else ("png", png)
-    return f'"data:image/{kind};base64,{base64.b64encode(data).decode()}"'
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _explorable(

@@ -8,69 +8,150 @@ import hashlib
 import json
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from minimax.errors import Words, refuse
 from minimax.files import write_whole
+from minimax.game.parallel import is_first
 
 KEEP = 2
-FORMAT = "minimax game 1"
+FORMAT = "minimax game 2"
+State = dict[str, Tensor]
 
 
 @dataclass
 class Checkpoint:
-    """The state of a game after ``round`` rounds."""
+    """The state of a game after ``round`` rounds, whose batches had the shapes ``batch``."""
 
     path: Path
     round: int
-    tensors: dict[str, Tensor]
+    batch: list[list[int]]
+    tensors: State
 
 
-def save(folder: Path, now: int, game: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Keep ``tensors``, the state after ``now`` rounds of ``game``; drop the oldest checkpoint."""
-    folder.mkdir(parents=True, exist_ok=True)
-    data = to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    record = {
-        "format": FORMAT,
-        "round": now,
-        "game": game,
-        "sha256": hashlib.sha256(data).hexdigest(),
-    }
-    path = folder / f"round-{now:08d}.json"
-    write_whole(path.with_suffix(".safetensors"), data)
-    write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
-    for old in _paths(folder)[:-KEEP]:
-        old.unlink()
-        old.with_suffix(".safetensors").unlink(missing_ok=True)
+class Folder:
+    """The folder in which the checkpoints of ``game``, a fingerprint, are kept.
 
-
-def newest(folder: Path, game: dict[str, Any]) -> Checkpoint | None:
-    """Return the newest checkpoint of ``game`` in ``folder``, or None if there is none.
-
-    One that is damaged, or of another game, is named in a warning and the one before it is taken.
-    Raises ValueError if the folder holds nothing but checkpoints of other games.
+    As a context it holds a lock: a second game that wants the folder is refused. Raises ValueError
+    for a folder that can't be made or written.
     """
-    foreign = None
-    for path in reversed(_paths(folder)):
+
+    def __init__(self, path: str | Path, game: dict[str, Any]) -> None:
+        self.path, self.game = Path(path), json.loads(json.dumps(game))
+        self.lock = FileLock(self.path / ".lock", timeout=0)
+        self.own: list[Path] = []  # what this run has written or taken up: only that is dropped
+
+    def __enter__(self) -> "Folder":
+        if not is_first():
+            return self
         try:
-            return _read(path, game)
-        except _Refused as error:
-            warnings.warn(f"The checkpoint {path} is refused: {error}.", stacklevel=3)
-            if isinstance(error, _Foreign):
-                foreign = f"The checkpoint {path} is refused: {error}; name another folder."
-    if foreign:
-        raise ValueError(foreign)
-    return None
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock.acquire()
+        except Timeout:
+            refuse("checkpoint", str(self.path), "a folder that no other running game uses")
+        except (OSError, NotImplementedError) as error:
+            refuse("checkpoint", str(self.path), f"a folder that can be written ({error})")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.lock.release()
+
+    def save(self, now: int, batch: Sequence[Tensor], tensors: State) -> None:
+        """Keep ``tensors``, the state after ``now`` rounds; drop the oldest that is ours.
+
+        If that fails, on a full disk for example, a warning says so and nothing half-written stays.
+        """
+        data = to_bytes({k: tensor.detach().cpu().contiguous() for k, tensor in tensors.items()})
+        record = {
+            "format": FORMAT,
+            "round": now,
+            "batch": _shapes(batch),
+            "game": self.game,
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+        path = self.path / f"round-{now:08d}.json"
+        try:
+            path.unlink(missing_ok=True)  # a damaged one: it must not speak for the new tensors
+            write_whole(path.with_suffix(".safetensors"), data)
+            write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
+        except OSError as error:
+            path.with_suffix(".safetensors").unlink(missing_ok=True)
+            text = f"The checkpoint {path} could not be written ({error}); the game goes on."
+            warnings.warn(text, stacklevel=3)
+            return
+        self.own = [*self.own, path]
+        for old in self.own[:-KEEP]:
+            old.unlink(missing_ok=True)
+            old.with_suffix(".safetensors").unlink(missing_ok=True)
+        self.own = self.own[-KEEP:]
+
+    def newest(self) -> Checkpoint | None:
+        """Return the newest checkpoint of the game, or None if there is none.
+
+        One that is damaged, or of another game, is named in a warning and the one before it is
+        taken. Raises ValueError if the folder holds nothing but checkpoints of other games.
+        """
+        foreign, found = None, None
+        for path in reversed(_paths(self.path)):
+            try:
+                checkpoint = self._read(path)
+            except _Refused as error:
+                if found is None:
+                    warnings.warn(f"The checkpoint {path} is refused: {error}.", stacklevel=3)
+                if isinstance(error, _Foreign):
+                    foreign = f"The checkpoint {path} is refused: {error}; name another folder."
+                continue
+            self.own = [path, *self.own]
+            found = found or checkpoint
+        if foreign and found is None:
+            raise ValueError(foreign)
+        return found
+
+    def compare(self, found: Checkpoint, batch: Sequence[Tensor]) -> None:
+        """Refuse ``batch`` unless it has the shapes of those that led to ``found``."""
+        if (shapes := _shapes(batch)) != found.batch:
+            got = Words(f"giving shapes {shapes}")
+            refuse("batches", got, f"giving {found.batch}, as in {found.path}; name another folder")
+
+    def rounds(self) -> list[int]:
+        """Return the rounds of this game's checkpoints, in order."""
+        return [int(path.stem.removeprefix("round-")) for path in self.own]
+
+    def _read(self, path: Path) -> Checkpoint:
+        """Return the checkpoint at ``path``; raise _Refused, and say why, if it is no good."""
+        try:
+            record = json.loads(path.read_bytes())
+            data = path.with_suffix(".safetensors").read_bytes()
+        except (OSError, ValueError) as error:
+            raise _Refused(f"it can't be read ({error})") from None
+        if not isinstance(record, dict) or record.get("format") != FORMAT:
+            raise _Refused(f"its format is not {FORMAT!r}")
+        if record.get("game") != self.game:
+            theirs = _difference(record.get("game"), self.game)
+            raise _Foreign(f"it belongs to another game: {theirs}")
+        if hashlib.sha256(data).hexdigest() != record["sha256"]:
+            raise _Refused(f"its tensors are damaged or cut short ({len(data)} bytes)")
+        # Cloned: tensors that lie unaligned in the file's bytes crash the fused optimisers.
+        tensors = {name: tensor.clone() for name, tensor in from_bytes(data).items()}
+        return Checkpoint(path, record["round"], record["batch"], tensors)
 
 
-def rounds_kept(folder: Path) -> list[int]:
-    """Return the rounds of the checkpoints in ``folder``, in order."""
-    return [int(path.stem.removeprefix("round-")) for path in _paths(folder)]
+def _shapes(batch: Sequence[Tensor]) -> list[list[int]]:
+    return [list(part.shape) for part in batch]
 
 
 def _paths(folder: Path) -> list[Path]:
@@ -84,24 +165,6 @@ class _Refused(Exception):
 
 class _Foreign(_Refused):
     """A checkpoint belongs to another game."""
-
-
-def _read(path: Path, game: dict[str, Any]) -> Checkpoint:
-    """Return the checkpoint at ``path``; raise _Refused, and say why, if it is none of ``game``."""
-    try:
-        record = json.loads(path.read_bytes())
-        data = path.with_suffix(".safetensors").read_bytes()
-    except (OSError, ValueError) as error:
-        raise _Refused(f"it can't be read ({error})") from None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise _Refused(f"its format is not {FORMAT!r}")
-    if record.get("game") != game:
-        raise _Foreign(f"it belongs to another game: {_difference(record.get('game'), game)}")
-    if hashlib.sha256(data).hexdigest() != record["sha256"]:
-        raise _Refused(f"its tensors are damaged or cut short ({len(data)} bytes)")
-    # Cloned: tensors that lie unaligned in the file's bytes crash the fused optimisers.
-    tensors = {name: tensor.clone() for name, tensor in from_bytes(data).items()}
-    return Checkpoint(path, record["round"], tensors)
 
 
 def _difference(theirs: Any, ours: Any, where: str = "") -> str:

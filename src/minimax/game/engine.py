@@ -1,97 +1,47 @@
 """One round of a game: turns, gradients, copies, precision, and its capture as a CUDA graph."""
 
-import inspect
+import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.utils.parametrizations import _SpectralNorm
 
-from minimax.errors import Words, refuse
+from minimax.errors import Words, check_number, refuse
+from minimax.game.arena import Arena, State, Weights
 from minimax.game.checkpoints import Checkpoint
 from minimax.game.parallel import average, joint_loss
 from minimax.game.player import Batch, Batches, Player, processes
-from minimax.networks import evaluating
+from minimax.game.side import Side
 
-State = dict[str, Tensor]
 WARM_UP = 3  # eager rounds before a capture: in them, optimisers and libraries make their buffers
 
 
-class Arena(nn.Module):
-    """All networks of a game under one roof, so that functional_call can exchange their weights."""
+def seed_of(seed: int, copy: int) -> int:
+    """Return the seed of a copy in the game with ``seed``: both hashed to 32 bits.
 
-    def __init__(self, players: Sequence[Player]) -> None:
-        super().__init__()
-        unique = {id(module): module for player in players for module in player.modules}  # type: ignore[union-attr]
-        self.networks = nn.ModuleList(unique.values())
-
-    def forward(self, function: Callable[..., Any], *inputs: Tensor) -> Any:
-        """Return ``function(*inputs)``, which uses the networks."""
-        return function(*inputs)
-
-    def state(self) -> State:
-        """Return all weights and buffers by name."""
-        return dict(self.named_parameters()) | dict(self.named_buffers())
+    So games of neighbouring seeds have no copy in common. Introduced in *The minimax game*.
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed}/{copy}".encode()).digest()[:4], "big")
 
 
-class Side:
-    """A player at work: its weights (of all copies), their optimiser, their moving average."""
+def bf16_pays(device: torch.device) -> bool:
+    """Return whether ``device`` computes in bfloat16 by itself; without, it is far slower.
 
-    def __init__(self, player: Player, state: State) -> None:
-        self.player = player
-        self.weights = [value for value in state.values() if value.requires_grad]
-        if not self.weights:
-            refuse("modules", Words(f"without weights to move (player {player.name!r})"), "a model")
-        self.optimiser = player.optimiser(self.weights, **self._options())
-        self.optimiser.zero_grad()  # what somebody else left there
-        keeps = player.average is not None
-        self.sources = {k: v for k, v in state.items() if keeps and v.is_floating_point()}
-        self.averaged = {name: value.detach().clone() for name, value in self.sources.items()}
-
-    def _options(self) -> dict[str, Any]:
-        player = self.player
-        takes = inspect.signature(player.optimiser).parameters
-        options: dict[str, Any] = {"lr": player.lr}
-        if player.betas is not None:
-            options["betas"] = player.betas
-        # One pass over the weights instead of a dozen, unless the caller has chosen otherwise.
-        if all(name in takes and takes[name].default is None for name in ("fused", "foreach")):
-            options["fused"] = True
-        if self.weights[0].is_cuda and "capturable" in takes:
-            rate = torch.tensor(float(player.lr), device=self.weights[0].device)
-            options |= {"capturable": True, "lr": rate}  # a graph reads the rate from memory
-        return options
-
-    def refuse_loss(self, got: object, allowed: str) -> NoReturn:
-        """Raise ValueError that names this player's loss."""
-        refuse(f"the loss of player {self.player.name!r}", Words(got), allowed)
-
-    def step(self, loss: Tensor, stacked: bool) -> None:
-        """Move the weights down ``loss``, whose gradient reaches nothing else; then the average."""
-        if loss.requires_grad:
-            loss.backward(inputs=self.weights)
-        if all(weight.grad is None for weight in self.weights):
-            self.refuse_loss("constant in its weights", "a function of the player's networks")
-        if self.player.clip is not None:
-            clip([w.grad for w in self.weights if w.grad is not None], self.player.clip, stacked)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-        if self.player.average is not None:
-            average, now = list(self.averaged.values()), list(self.sources.values())
-            with torch.no_grad():
-                torch._foreach_lerp_(average, now, 1 - self.player.average)
-
-
-def clip(gradients: Sequence[Tensor], bound: float, stacked: bool) -> None:
-    """Scale the gradients of each copy, in place, so that their joint norm is at most ``bound``."""
-    start = 1 if stacked else 0
-    norm = torch.stack([g.flatten(start).square().sum(-1) for g in gradients]).sum(0).sqrt()
-    factor = (bound / (norm + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
-        gradient.mul_(factor.view(factor.shape + (1,) * (gradient.dim() - start)))
+    Introduced in *DCGAN*.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return True
+    if hasattr(torch.cpu, "get_capabilities"):
+        known = torch.cpu.get_capabilities()
+        return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 class Game:
@@ -103,7 +53,9 @@ class Game:
     ) -> None:  # fmt: skip
         self.arena = Arena(players)
         self.copies, self.seed = copies, seed
-        self.bf16, self.channels_last = bf16, channels_last
+        self.channels_last = channels_last
+        if copies is not None and any(isinstance(m, _SpectralNorm) for m in self.arena.modules()):
+            refuse("copies", copies, "None with spectral_norm, which works in place")
         if channels_last:
             self.arena.to(memory_format=torch.channels_last)
         own = self.arena.state()
@@ -112,30 +64,37 @@ class Game:
             got = Words(f"on {', '.join(sorted(map(str, devices))) or 'no device'}")
             refuse("modules", got, "models whose weights lie on one device")
         self.device = devices.pop()
+        self.bf16 = bf16 and bf16_pays(self.device)
+        if bf16 and not self.bf16:
+            text = "This processor has no instructions for bfloat16: the game is played in 32 bits."
+            warnings.warn(text, stacklevel=3)
         self.flags = {name: value.requires_grad for name, value in own.items()}
-        self.state = own if copies is None else self._stacked(initialise, copies)
+        self.seeds = [seed] if copies is None else [seed_of(seed, copy) for copy in range(copies)]
+        self.state = own if copies is None else self._stacked(initialise)
         self.generators = [
-            torch.Generator(self.device).manual_seed(_another(seed + copy))
-            for copy in range(copies or 1)
+            torch.Generator(self.device).manual_seed(_another(one)) for one in self.seeds
         ]
         self.sides = []
-        for player in players:
+        for index, player in enumerate(players):
             held = {id(value) for value in Arena([player]).state().values()}
             mine = {name: self.state[name] for name, value in own.items() if id(value) in held}
-            self.sides.append(Side(player, mine))
+            self.sides.append(Side(index, player, mine, stacked=copies is not None))
         objectives = [self._objective(player) for player in players]
         self.objectives = [torch.compile(o) for o in objectives] if compile else objectives
         self.turns = max(player.turns for player in players)
 
-    def _stacked(self, initialise: Callable[[nn.Module], None], copies: int) -> State:
+    def _stacked(self, initialise: Callable[[nn.Module], None]) -> State:
         """Return the weights of all copies, each drawn under its own seed."""
-        drawn = []
+        drawn, own = [], self.arena.state()
+        before = {name: value.detach().clone() for name, value in own.items()}
         with self.undisturbed(), torch.no_grad():
-            for copy in range(copies):
-                torch.manual_seed(self.seed + copy)
+            for seed in self.seeds:
+                torch.manual_seed(seed)
                 for network in self.arena.networks:
                     initialise(network)
                 drawn.append({name: v.detach().clone() for name, v in self.arena.state().items()})
+                for name, value in own.items():  # what is not drawn is the same for all copies
+                    value.copy_(before[name])
         return {
             name: torch.stack([one[name] for one in drawn]).requires_grad_(flag)
             for name, flag in self.flags.items()
@@ -168,16 +127,21 @@ class Game:
         finally:
             for name, value in self.state.items():
                 value.requires_grad_(self.flags[name])
-        if self.copies is not None:
-            self.load(0, averaged=False)
+            if self.copies is not None:  # after an interruption too
+                self.weights().load(0, averaged=False)
+
+    def weights(self) -> Weights:
+        """Return the weights as they are now; they change with the game."""
+        averages = {k: v for side in self.sides for k, v in side.averaged.items()}
+        return Weights(self.arena, self.copies, self.state, averages)
 
     def draw(self, batches: Batches) -> Batch:
         """Return the next batch; for copies, a stack of one batch each."""
         drawn = [batches(generator) for generator in self.generators]
-        if not isinstance(drawn[0], tuple):
-            refuse(
-                "batches", Words(f"giving {type(drawn[0]).__name__}"), "giving tuples of tensors"
-            )
+        batch = drawn[0]
+        if not isinstance(batch, tuple) or not all(isinstance(part, Tensor) for part in batch):
+            got = Words(f"giving {type(batch).__name__}")
+            refuse("batches", got, "giving tuples of tensors")
         if self.copies is not None:
             return tuple(torch.stack(parts) for parts in zip(*drawn, strict=True))
         if self.channels_last:
@@ -198,11 +162,14 @@ class Game:
                 weight.requires_grad_(True)
             parts = []
             for batch in drawn[: side.player.turns]:
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                # Without a cache: it would keep casts that were made without gradients.
+                with torch.autocast(
+                    self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False
+                ):
                     loss = objective(*batch)
                 if not isinstance(loss, Tensor) or loss.dim() != (self.copies is not None):
                     side.refuse_loss(self._described(loss), "a tensor with a single number")
-                side.step(loss.sum(), stacked=self.copies is not None)
+                side.step(loss)
                 parts.append(loss.detach().float())
             losses.append(torch.stack(parts).mean(0))
         return average(torch.stack(losses))
@@ -217,55 +184,25 @@ class Game:
         for side in self.sides:
             if side.player.schedule is None:
                 continue
-            rate = side.player.lr * side.player.schedule(progress)
+            rate = side.player.lr * check_number("schedule", side.player.schedule(progress))
             for group in side.optimiser.param_groups:
                 if isinstance(group["lr"], Tensor):
                     group["lr"].fill_(rate)
                 else:
                     group["lr"] = rate
 
-    def _weights(self, averaged: bool) -> State:
-        if not averaged:
-            return self.state
-        if not any(side.averaged for side in self.sides):
-            refuse("averaged", True, "False where no player keeps an average (Player.average)")
-        return self.state | {k: v for side in self.sides for k, v in side.averaged.items()}
-
-    def each(self, function: Callable[[], Tensor | float], averaged: bool = False) -> Tensor:
-        """Return what ``function`` gives with each copy's weights in place, stacked."""
-        state = self._weights(averaged)
-        with torch.no_grad(), evaluating(self.arena):
-            if self.copies is None:
-                return torch.as_tensor(functional_call(self.arena, state, (function,))).clone()
-            results = []
-            for copy in range(self.copies):
-                one = {name: value[copy] for name, value in state.items()}
-                results.append(torch.as_tensor(functional_call(self.arena, one, (function,))))
-            return torch.stack(results)
-
-    def load(self, copy: int, averaged: bool) -> None:
-        """Put the weights of ``copy`` into the networks."""
-        weights = self._weights(averaged)
-        with torch.no_grad():
-            for name, own in self.arena.state().items():
-                own.copy_(weights[name] if self.copies is None else weights[name][copy])
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return what tells this game from others."""
-        players = [
-            {
-                "name": side.player.name,
-                "weights": [list(weight.shape) for weight in side.weights],
-                "optimiser": type(side.optimiser).__name__,
-                "lr": side.player.lr,
-                "betas": side.player.betas and list(side.player.betas),
-                "turns": side.player.turns,
-                "clip": side.player.clip,
-                "average": side.player.average,
-            }
-            for side in self.sides
-        ]
-        return {"copies": self.copies, "seed": self.seed, "bf16": self.bf16, "players": players}
+    def fingerprint(self, rounds: int, key: str | None) -> dict[str, Any]:
+        """Return what tells this game from others; its length counts only for a schedule."""
+        scheduled = any(side.player.schedule is not None for side in self.sides)
+        return {
+            "key": key,
+            "copies": self.copies,
+            "seed": self.seed,
+            "bf16": self.bf16,
+            "rounds": rounds if scheduled else None,
+            "state": {name: [*map(int, value.shape)] for name, value in self.state.items()},
+            "players": [side.fingerprint() for side in self.sides],
+        }
 
     def saved(self) -> State:
         """Return all that decides how the game goes on."""
@@ -284,7 +221,7 @@ class Game:
         return tensors
 
     def restore(self, found: Checkpoint) -> None:
-        """Take up the state of a checkpoint."""
+        """Take up the state of a checkpoint, but for its random numbers."""
         tensors = found.tensors
         with torch.no_grad():
             for name, value in self.state.items():
@@ -304,11 +241,25 @@ class Game:
                     slots.setdefault(int(index), {})[slot] = value
             groups = side.optimiser.state_dict()["param_groups"]
             side.optimiser.load_state_dict({"state": slots, "param_groups": groups})
-        for generator, state in zip(self.generators, tensors["random/batches"], strict=True):
-            generator.set_state(state.clone())  # torch crashes on a row of a larger tensor
-        torch.set_rng_state(tensors["random/cpu"])
+
+    def restore_random(self, found: Checkpoint) -> None:
+        """Take up the random numbers of a checkpoint.
+
+        Those of another kind of device can't go on; then new ones begin that hang on the round.
+        """
+        states = found.tensors["random/batches"]
+        if states.shape[1] == len(self.generators[0].get_state()):
+            for generator, state in zip(self.generators, states, strict=True):
+                generator.set_state(state.clone())  # torch crashes on a row of a larger tensor
+        else:
+            for generator, seed in zip(self.generators, self.seeds, strict=True):
+                generator.manual_seed(seed_of(seed, found.round))
+        torch.set_rng_state(found.tensors["random/cpu"])
         if self.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["random/cuda"], self.device)
+            if "random/cuda" in found.tensors:
+                torch.cuda.set_rng_state(found.tensors["random/cuda"], self.device)
+            else:
+                torch.cuda.manual_seed(seed_of(self.seed, found.round))
 
 
 def _another(seed: int) -> int:

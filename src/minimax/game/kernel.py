@@ -3,18 +3,22 @@
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from minimax.errors import Words, check_count, refuse
-from minimax.game import checkpoints
-from minimax.game.engine import Captured, Game, State
+from minimax.game.arena import State, Weights
+from minimax.game.checkpoints import Checkpoint, Folder
+from minimax.game.engine import Captured, Game
 from minimax.game.parallel import is_first
 from minimax.game.player import Batches, Player, processes
+from minimax.game.side import NotFinite
 from minimax.networks import reinitialise
 
 Watch = Mapping[str, Callable[[], Tensor | float]]
@@ -22,9 +26,10 @@ CHECK_EVERY = 100  # rounds between looks at the losses on a GPU: each look wait
 
 
 class NonFiniteLoss(ArithmeticError):
-    """A player's loss became infinite or NaN, and the game stopped.
+    """A player's loss, or its gradient, became infinite or NaN, and the game stopped.
 
-    ``history`` holds the game until then. Introduced in *The minimax game*.
+    ``history`` holds the game until then. On a CPU the step was not taken, and the networks hold
+    the last finite weights. Introduced in *The minimax game*.
     """
 
     def __init__(self, message: str, history: "History") -> None:
@@ -34,7 +39,7 @@ class NonFiniteLoss(ArithmeticError):
 
 @dataclass(repr=False)
 class History:
-    """The course of a game, and the weights of all its copies.
+    """The course of a game, and the weights of all its copies, as they were at its end.
 
     ``losses`` maps each player's name to its loss in every round (the mean over its turns): shape
     (rounds,), or (rounds, copies) if ``copies`` were asked for. ``watched`` maps each name of
@@ -45,7 +50,7 @@ class History:
     losses: dict[str, Tensor]
     watched: dict[str, Tensor]
     rounds: list[int]
-    _game: Game
+    _weights: Weights
 
     def __repr__(self) -> str:
         ends = ", ".join(f"{name} {loss[-1].mean():.4g}" for name, loss in self.losses.items())
@@ -59,14 +64,14 @@ class History:
         the moving averages of those players that keep one. A game without copies has one result,
         and no such dimension.
         """
-        return self._game.each(function, averaged)
+        return self._weights.each(function, averaged)
 
     def load(self, copy: int = 0, *, averaged: bool = False) -> None:
         """Put the weights of ``copy`` into the networks. Raises ValueError if there is none."""
-        copies = self._game.copies or 1
+        copies = self._weights.copies or 1
         if copy not in range(copies):
             refuse("copy", copy, f"a whole number from 0 to {copies - 1}")
-        self._game.load(copy, averaged)
+        self._weights.load(copy, averaged)
 
 
 def play(
@@ -81,6 +86,7 @@ def play(
     every: int = 100,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 1000,
+    key: str | None = None,
     bf16: bool = False,
     channels_last: bool = False,
     compile: bool = False,
@@ -93,19 +99,25 @@ def play(
     which by default comes from torch's global generator.
 
     ``copies=S`` plays S independent games as one program (``torch.func.vmap``); losses see the
-    shapes of one game. Copy s starts from the weights that ``initialise`` draws for each network
-    after ``torch.manual_seed(seed + s)`` and is the game that ``play(…, seed=seed + s)`` plays from
-    there, up to rounding and to random numbers that a loss draws itself (dropout). The networks end
-    with copy 0; ``History.each`` and ``History.load`` reach the others.
+    shapes of one game. Copy s has a seed of its own, t = ``seed_of(seed, s)``, which no copy of
+    another seed has: it starts from the weights that ``initialise`` draws for each network after
+    ``torch.manual_seed(t)``, and is the game that ``play(…, seed=t)`` plays from there, up to
+    rounding and to random numbers that a loss draws itself (dropout). What is frozen is not drawn.
+    The networks end with copy 0; ``History.each`` and ``History.load`` reach the others.
 
     ``watch`` names functions without arguments. Before the first round, every ``every`` rounds and
     after the last one their values go into the history: numbers to follow, samples to animate. They
     run in evaluation mode, without gradients, and do not disturb the game.
 
     ``checkpoint`` names a folder in which the whole state is kept, every ``checkpoint_every``
-    rounds and at the end. A game that was killed goes on from there, on a CPU to the same bits.
+    rounds and at the end. A game that was killed goes on from there, on a CPU to the same bits, and
+    one without schedules can be played for more rounds. What belongs to another game (its networks,
+    optimisers and their options, schedules, turns, seed, shapes of a batch, or ``key``, any text of
+    yours) is refused. What the losses compute and what the data are can't be compared: a ``key``
+    can say it.
 
-    For speed: ``bf16`` evaluates the losses under autocast, ``channels_last`` lays images and
+    For speed: ``bf16`` evaluates the losses under autocast (on a processor without instructions for
+    it, with a warning, it does not: they would be far slower), ``channels_last`` lays images and
     kernels out so (and leaves the networks like that), ``compile`` compiles the losses, and
     ``graph`` captures a round as a CUDA graph and replays it (None: where that is possible; a
     warning says why it is not). Only ``bf16`` changes the results by more than rounding.
@@ -114,26 +126,35 @@ def play(
     together (DistributedDataParallel): ``minibatches`` gives each its share, gradients and losses
     are averaged, and the first writes the checkpoints, to a folder that all have to see.
 
-    Raises ValueError for arguments out of range and for a checkpoint folder of another game,
-    NonFiniteLoss once a loss is infinite or NaN. Introduced in *The minimax game*.
+    Raises ValueError for arguments out of range and for a checkpoint folder of another game, or one
+    that can't be written or that another running game uses; NonFiniteLoss once a loss or, on a CPU,
+    a gradient is infinite or NaN. Introduced in *The minimax game*.
     """
     players = _checked(players)
-    for name, count in {"rounds": rounds, "every": every, "checkpoint_every": checkpoint_every,
-                        "copies": 1 if copies is None else copies}.items():  # fmt: skip
-        check_count(name, count)
+    if not callable(batches):
+        allowed = "a function of a torch.Generator, as minibatches(data, size=…) makes one"
+        refuse("batches", Words(f"of type {type(batches).__name__}"), allowed)
+    rounds, every = check_count("rounds", rounds), check_count("every", every)
+    checkpoint_every = check_count("checkpoint_every", checkpoint_every)
+    copies = None if copies is None else check_count("copies", copies)
     if copies is not None and processes() > 1:
         refuse("copies", copies, f"None with {processes()} processes: they play one game")
     if channels_last and copies is not None:
         refuse("channels_last", True, "False with copies: a stack of kernels has no such layout")
     seed = int(torch.randint(2**31, ())) if seed is None else check_count("seed", seed, at_least=0)
     game = Game(players, copies, seed, initialise, bf16, channels_last, compile)
-    folder = None if checkpoint is None else Path(checkpoint)
+    folder = Folder(checkpoint, game.fingerprint(rounds, key)) if checkpoint is not None else None
     on_cuda = game.device.type == "cuda"
-    with game.playing():
-        record = _Record(game, rounds, watch or {})
-        if folder is not None and (found := checkpoints.newest(folder, game.fingerprint())):
-            game.restore(found)
+    with game.playing(), folder or nullcontext():
+        record = _Record(game, rounds, watch or {}, folder)
+        drawn = None
+        if folder is not None and (found := folder.newest()):
             record.restore(found)
+            game.restore_random(found)
+            if record.done < rounds:
+                drawn = [game.draw(batches) for _ in range(game.turns)]
+                folder.compare(found, drawn[0])
+            game.restore(found)
         else:
             record.look(0)
         if graph and not on_cuda:
@@ -144,15 +165,20 @@ def play(
         bar = tqdm(total=rounds, initial=record.done, delay=2, leave=False, unit="round", **options)
         for now in range(record.done + 1, rounds + 1):
             game.set_rates((now - 1) / rounds)
-            record.losses[now - 1] = advance([game.draw(batches) for _ in range(game.turns)])
+            drawn = drawn or [game.draw(batches) for _ in range(game.turns)]
+            try:
+                record.losses[now - 1] = advance(drawn)
+            except NotFinite as bad:
+                record.stop(now - 1, bad)
             looks = now % every == 0 or now == rounds
             keeps = folder is not None and (now % checkpoint_every == 0 or now == rounds)
-            if looks or keeps or not on_cuda or now % CHECK_EVERY == 0:
-                record.check(now, folder)
+            if on_cuda and (looks or keeps or now % CHECK_EVERY == 0):
+                record.check(now)
             if looks:
                 record.look(now)
             if keeps and folder is not None and is_first():
-                checkpoints.save(folder, now, game.fingerprint(), game.saved() | record.saved(now))
+                folder.save(now, drawn[0], game.saved() | record.saved(now))
+            drawn = None
             bar.update()
         bar.close()
     return record.history(rounds)
@@ -173,8 +199,8 @@ def _checked(players: Sequence[Player]) -> list[Player]:
 class _Record:
     """What has been seen of a game so far."""
 
-    def __init__(self, game: Game, rounds: int, watch: Watch) -> None:
-        self.game, self.watch, self.done = game, watch, 0
+    def __init__(self, game: Game, rounds: int, watch: Watch, folder: Folder | None) -> None:
+        self.game, self.watch, self.folder, self.done = game, watch, folder, 0
         copies = () if game.copies is None else (game.copies,)
         self.losses = torch.zeros(rounds, len(game.sides), *copies, device=game.device)
         self.finite = 0  # how many rounds were found to be finite
@@ -187,28 +213,39 @@ class _Record:
         self.times.append(now)
         with self.game.undisturbed():
             for name, function in self.watch.items():
-                self.watched[name].append(self.game.each(function).cpu())
+                self.watched[name].append(self._seen(name, function))
 
-    def check(self, now: int, folder: Path | None) -> None:
+    def _seen(self, name: str, function: Callable[[], Tensor | float]) -> Tensor:
+        value = self.game.weights().each(function, called=f"watch[{name!r}]").cpu()
+        seen = self.watched[name]
+        if seen and seen[0].shape != value.shape:
+            shapes = f"{tuple(seen[0].shape)} and {tuple(value.shape)}"
+            refuse("watch", name, f"the name of a function of one shape; it gave {shapes}")
+        return value
+
+    def check(self, now: int) -> None:
         """Raise NonFiniteLoss if a loss since the last check is not finite."""
         new = self.losses[self.finite : now]
         if bool(torch.isfinite(new).all()):
             self.finite = now
             return
-        bad = torch.nonzero(~torch.isfinite(new))[0].tolist()  # the first round, the first player
-        at, names = self.finite + bad[0], [side.player.name for side in self.game.sides]
-        copy = f" of copy {bad[2]}" if len(bad) > 2 else ""
-        value = self.losses[(at, *bad[1:])].item()
-        text = f"The loss of player {names[bad[1]]!r}{copy} is {value} in round {at + 1}"
+        round, player, *copy = torch.nonzero(~torch.isfinite(new))[0].tolist()  # the first
+        losses = new[round, player]
+        self.stop(self.finite + round, NotFinite(player, "loss", copy[0] if copy else None, losses))
+
+    def stop(self, at: int, bad: NotFinite) -> NoReturn:
+        """Raise NonFiniteLoss: after ``at`` rounds, something was ``bad`` in the next."""
+        names = [side.player.name for side in self.game.sides]
+        copy = "" if bad.copy is None else f" of copy {bad.copy}"
+        own = () if bad.copy is None else (bad.copy,)
+        value = f"{bad.losses[own].item()}" if bad.what == "loss" else "NaN or infinite"
+        text = f"The {bad.what} of player {names[bad.player]!r}{copy} is {value} in round {at + 1}"
         if at > 0:
-            before = [
-                self.losses[(at - 1, player, *bad[2:])].item() for player in range(len(names))
-            ]
+            before = self.losses[(at - 1, slice(None), *own)].tolist()
             pairs = [f"{name} {loss:.4g}" for name, loss in zip(names, before, strict=True)]
             text += f"; the last finite losses, of round {at}, are {', '.join(pairs)}"
-        kept = checkpoints.rounds_kept(folder) if folder is not None else []
-        if kept:
-            text += f"; the checkpoint of round {kept[-1]} is kept in {folder}"
+        if self.folder is not None and (kept := self.folder.rounds()):
+            text += f"; the checkpoint of round {kept[-1]} is kept in {self.folder.path}"
         raise NonFiniteLoss(text + ".", self.history(at))
 
     def saved(self, now: int) -> State:
@@ -217,7 +254,7 @@ class _Record:
             tensors[f"watched/{name}"] = torch.stack(values)
         return tensors
 
-    def restore(self, found: checkpoints.Checkpoint) -> None:
+    def restore(self, found: Checkpoint) -> None:
         if found.round > len(self.losses):
             allowed = f"at least {found.round}, the round of {found.path}"
             refuse("rounds", len(self.losses), allowed)
@@ -235,4 +272,4 @@ class _Record:
             for index, side in enumerate(self.game.sides)
         }
         watched = {name: torch.stack(values) for name, values in self.watched.items()}
-        return History(losses, watched, self.times, self.game)
+        return History(losses, watched, self.times, self.game.weights().kept())

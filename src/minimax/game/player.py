@@ -26,9 +26,10 @@ class Player:
     (``functools.partial`` sets options that have no name here), with the rate ``lr`` and, where
     they are given, ``betas``. ``schedule`` maps the share of the game that is over, from 0 to 1, to
     a factor of ``lr``. ``clip`` bounds the norm of the player's gradient. ``average`` is the decay
-    of an exponential moving average of the weights, which ``History.each`` can use. ``name`` stands
-    in the history; the default is that of the loss, without "_loss". Raises ValueError for values
-    out of range. Introduced in *The minimax game*.
+    of an exponential moving average of the weights, which ``History.each`` can use; it begins at
+    their start, and after few rounds is still near it. ``name`` stands in the history; the default
+    is that of the loss, without "_loss". Raises ValueError for values out of range. Introduced in
+    *The minimax game*.
     """
 
     modules: nn.Module | Sequence[nn.Module]
@@ -49,14 +50,23 @@ class Player:
             refuse("modules", self.modules, "a torch.nn.Module, or a sequence of at least one")
         if not callable(self.loss):
             refuse("loss", self.loss, "a function that maps a batch to a scalar tensor")
+        if not callable(self.optimiser):
+            got = Words(f"an instance of {type(self.optimiser).__name__}")
+            allowed = "a class of torch.optim, or functools.partial of one"
+            refuse("optimiser", got, allowed)
         self.lr = check_number("lr", self.lr)
-        check_count("turns", self.turns)
-        if self.betas is not None and not all(0 <= beta < 1 for beta in self.betas):
-            refuse("betas", self.betas, "two numbers from 0 up to, but not including, 1")
+        self.turns = check_count("turns", self.turns)
+        below_one = "from 0 up to, but not including, 1"
+        if self.betas is not None:
+            pair = isinstance(self.betas, Sequence) and len(self.betas) == 2
+            if not pair or not all(0 <= check_number("betas", beta) < 1 for beta in self.betas):
+                refuse("betas", self.betas, f"two numbers {below_one}")
+        if self.schedule is not None and not callable(self.schedule):
+            refuse("schedule", self.schedule, "a function of the share of the game that is over")
         if self.clip is not None and check_number("clip", self.clip) == 0:
             refuse("clip", self.clip, "above 0")
-        if self.average is not None and not 0 <= self.average < 1:
-            refuse("average", self.average, "a decay from 0 up to, but not including, 1")
+        if self.average is not None and not check_number("average", self.average) < 1:
+            refuse("average", self.average, f"a decay {below_one}")
         own_name = getattr(self.loss, "__name__", "<lambda>")
         if not self.name and own_name != "<lambda>":
             self.name = own_name.removesuffix("_loss")
@@ -90,9 +100,8 @@ def minibatches(*data: Tensor | Dataset[Any], size: int, noise: int | None = Non
     get a share of the batch each. Raises ValueError if there is nothing to draw, or lengths differ.
     Introduced in *The minimax game*.
     """
-    check_count("size", size)
-    if noise is not None:
-        check_count("noise", noise)
+    size = check_count("size", size)
+    noise = None if noise is None else check_count("noise", noise)
     lengths = [len(part) for part in data]  # type: ignore[arg-type]
     if len(set(lengths)) > 1 or 0 in lengths:
         refuse("data", Words(f"of lengths {lengths}"), "of one length, at least 1")

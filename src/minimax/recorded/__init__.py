@@ -11,6 +11,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from IPython.display import HTML, display
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -36,9 +37,13 @@ def run(name: str) -> dict[str, Any] | None:
 def tensors(name: str) -> dict[str, Tensor]:
     """Return the tensors recorded under ``name``. Introduced in *Adversarial examples*.
 
-    Raises FileNotFoundError if there are none.
+    Raises FileNotFoundError if there are none, ValueError if they can't be read.
     """
-    return load_file(FOLDER / f"{name}.safetensors")
+    path = FOLDER / f"{name}.safetensors"
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"The recorded tensors {path} are damaged ({error}).") from error
 
 
 def run_time(chapter: str) -> None:
@@ -96,10 +101,12 @@ def provenance(record: Mapping[str, Any]) -> str:
     Introduced in *Adversarial examples*.
     """
     seeds = ", ".join(str(seed) for seed in record.get("seeds", []))
+    games = f", seeds {seeds}" if seeds else ""
+    if copies := record.get("copies"):
+        games = f", seed {seeds}, {copies} cop{'y' if copies == 1 else 'ies'}"
     return (
-        f"Recorded {record['date']} at commit {record['commit']} on {record['device']}"
-        + (f", seeds {seeds}" if seeds else "")
-        + f", {record['seconds']:.0f} s in all."
+        f"Recorded {record['date']} at commit {record['commit']} on {record['device']}{games}"
+        f", {record['seconds']:.0f} s in all."
     )
 
 

@@ -1,0 +1,154 @@
+"""A player at work: how it steps, and when it does not."""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from minimax.errors import Words, refuse
+from minimax.game.arena import State
+from minimax.game.player import Player
+
+# Optimisers that move each weight by its own gradient alone, so that copies can be stacked.
+ELEMENTWISE = tuple(
+    getattr(torch.optim, name)
+    for name in "ASGD Adadelta Adagrad Adam Adamax AdamW NAdam RAdam RMSprop Rprop SGD".split()
+)
+HOW = ("foreach", "fused", "capturable", "differentiable")  # options of speed, not of the game
+
+
+class NotFinite(ArithmeticError):
+    """The ``what`` ("loss" or "gradient") of a player, and of a copy if there are copies, is bad.
+
+    ``losses`` are those of the step that was not taken, () or (copies,).
+    """
+
+    def __init__(self, player: int, what: str, copy: int | None, losses: Tensor) -> None:
+        super().__init__(what)
+        self.player, self.what, self.copy, self.losses = player, what, copy, losses
+
+
+class Side:
+    """A player at work: its weights (of all copies), their optimiser, their moving average."""
+
+    def __init__(self, index: int, player: Player, state: State, stacked: bool) -> None:
+        self.index, self.player, self.stacked = index, player, stacked
+        self.weights = [value for value in state.values() if value.requires_grad]
+        if not self.weights:
+            refuse("modules", Words(f"without weights to move (player {player.name!r})"), "a model")
+        self.optimiser = self._optimiser()
+        self.optimiser.zero_grad()  # what somebody else left there
+        keeps = player.average is not None
+        self.sources = {k: v for k, v in state.items() if keeps and v.is_floating_point()}
+        self.averaged = {name: value.detach().clone() for name, value in self.sources.items()}
+
+    def _optimiser(self) -> torch.optim.Optimizer:
+        player = self.player
+        takes = inspect.signature(player.optimiser).parameters
+        options: dict[str, Any] = {"lr": player.lr}
+        if player.betas is not None:
+            if "betas" not in takes:
+                refuse("betas", player.betas, f"None: {_name(player.optimiser)} takes none")
+            options["betas"] = player.betas
+        # One pass over the weights instead of a dozen, unless the caller has chosen otherwise.
+        if all(name in takes and takes[name].default is None for name in ("fused", "foreach")):
+            options["fused"] = True
+        if self.weights[0].is_cuda and "capturable" in takes:
+            rate = torch.tensor(float(player.lr), device=self.weights[0].device)
+            options |= {"capturable": True, "lr": rate}  # a graph reads the rate from memory
+        try:
+            made = player.optimiser(self.weights, **options)
+        except (TypeError, ValueError) as error:
+            why = f"one of torch.optim that takes these weights and options ({error})"
+            refuse("optimiser", Words(_name(player.optimiser)), why)
+        if isinstance(made, torch.optim.SparseAdam) or not _steps_alone(made):
+            allowed = "one that steps by dense gradients, without a closure"
+            refuse("optimiser", Words(type(made).__name__), allowed)
+        if self.stacked and not isinstance(made, ELEMENTWISE):
+            known = ", ".join(kind.__name__ for kind in ELEMENTWISE)
+            refuse("optimiser", Words(type(made).__name__), f"with copies, one of {known}")
+        return made
+
+    def refuse_loss(self, got: object, allowed: str) -> NoReturn:
+        """Raise ValueError that names this player's loss."""
+        refuse(f"the loss of player {self.player.name!r}", Words(got), allowed)
+
+    def step(self, losses: Tensor) -> None:
+        """Move the weights down ``losses``, () or (copies,); then the average.
+
+        The gradient reaches nothing else. On a CPU, a step with a loss or a gradient that is not
+        finite is not taken: it raises NotFinite.
+        """
+        loss = losses.sum()
+        if loss.requires_grad:
+            loss.backward(inputs=self.weights)
+        gradients = [weight.grad for weight in self.weights if weight.grad is not None]
+        if not gradients:
+            self.refuse_loss("constant in its weights", "a function of the player's networks")
+        if loss.device.type == "cpu":
+            self._check(losses.detach(), gradients)
+        if self.player.clip is not None:
+            clip(gradients, self.player.clip, self.stacked)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        if self.player.average is not None:
+            average, now = list(self.averaged.values()), list(self.sources.values())
+            with torch.no_grad():
+                torch._foreach_lerp_(average, now, 1 - self.player.average)
+
+    def _check(self, losses: Tensor, gradients: list[Tensor]) -> None:
+        if math.isfinite(sum(torch._foreach_norm(gradients), losses.sum()).item()):
+            return
+        bad = ~losses.isfinite()  # a norm can overflow where no gradient does: look closely
+        what = "loss"
+        if not bad.any():
+            what = "gradient"
+            for gradient in gradients:
+                rows = gradient.reshape(len(losses), -1) if self.stacked else gradient.flatten()
+                bad = bad | ~rows.isfinite().all(-1)
+        if bad.any():
+            self.optimiser.zero_grad()
+            copy = int(bad.nonzero()[0]) if self.stacked else None
+            raise NotFinite(self.index, what, copy, losses)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what tells this player from others."""
+        player, schedule = self.player, self.player.schedule
+        shares = [part / 10 for part in range(11)]
+        defaults = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in self.optimiser.defaults.items()
+            if name not in HOW and isinstance(value, (bool, int, float, str, tuple, type(None)))
+        }
+        return {
+            "name": player.name,
+            "weights": [list(weight.shape) for weight in self.weights],
+            "optimiser": type(self.optimiser).__name__,
+            "options": defaults | {"lr": player.lr},
+            "turns": player.turns,
+            "schedule": schedule and [float(schedule(share)) for share in shares],
+            "clip": player.clip,
+            "average": player.average,
+        }
+
+
+def _name(optimiser: Callable[..., Any]) -> str:
+    return getattr(getattr(optimiser, "func", optimiser), "__name__", repr(optimiser))
+
+
+def _steps_alone(optimiser: torch.optim.Optimizer) -> bool:
+    closure = inspect.signature(optimiser.step).parameters.get("closure")
+    return closure is None or closure.default is not inspect.Parameter.empty
+
+
+def clip(gradients: Sequence[Tensor], bound: float, stacked: bool) -> None:
+    """Scale the gradients of each copy, in place, so that their joint norm is at most ``bound``."""
+    lead = 1 if stacked else 0
+    flat = [g.reshape(*g.shape[:lead], -1) for g in gradients]
+    norm = torch.stack([g.square().sum(-1) for g in flat]).sum(0).sqrt()
+    factor = (bound / (norm + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(factor.view(factor.shape + (1,) * (gradient.dim() - lead)))

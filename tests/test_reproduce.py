@@ -1,0 +1,276 @@
+"""The command line for long runs: what a record says of its origin, and what is taken up again."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import ROOT
+from minimax import provenance, recorded, reproduce
+from minimax.collapse import Cell
+from minimax.game.engine import bf16_pays
+from minimax.provenance import changes, checkpoint_folder, commit, device_used
+
+TINY = {"size": 16, "features": 4, "rounds": 3, "batch": 4}
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository that looks like the book's, and the function that runs git in it."""
+    root = tmp_path / "clone"
+    (root / "src/minimax/recorded").mkdir(parents=True)
+    (root / "src/minimax/reproduce.py").write_text("", "utf-8")
+    (root / "src/minimax/recorded/dcgan.json").write_text("{}", "utf-8")
+
+    def git(*command, at=root):
+        who = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+        subprocess.run(["git", *who, *command], cwd=at, check=True, capture_output=True)
+
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    monkeypatch.setattr(provenance, "ROOT", root)
+    return root, git
+
+
+def test_the_commit_is_named_and_what_it_lacks_is_dirt(repository):
+    root, _ = repository
+    clean = commit()
+    assert len(clean) == 10 and int(clean, 16) >= 0 and changes() == []
+    (root / "notes.txt").write_text("not part of what is run", "utf-8")
+    assert changes() == []
+    (root / "src/minimax/new.py").write_text("", "utf-8")
+    assert changes() == ["src/minimax/new.py"] and commit() == f"{clean}-dirty"
+    (root / "src/minimax/new.py").unlink()
+    (root / "src/minimax/reproduce.py").write_text("changed = True", "utf-8")
+    assert changes() == ["src/minimax/reproduce.py"] and commit() == f"{clean}-dirty"
+
+
+def test_records_of_earlier_runs_are_no_dirt(repository):
+    root, _ = repository
+    (root / "src/minimax/recorded/dcgan.json").write_text('{"newer": 1}', "utf-8")
+    (root / "src/minimax/recorded/another.json").write_text("{}", "utf-8")
+    assert changes() == [] and "dirty" not in commit()
+
+
+def test_without_git_the_commit_is_unknown(repository, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert commit() == "unknown" and changes() == []
+    assert reproduce._commit() == "unknown"
+
+
+def test_in_another_repository_the_commit_is_unknown(repository, monkeypatch):
+    root, git = repository
+    shutil.rmtree(root / ".git")
+    assert commit() == "unknown"
+    git("init", at=root.parent)  # around the book
+    git("add", ".", at=root.parent)
+    git("commit", "-m", "theirs", at=root.parent)
+    assert commit() == "unknown" and changes() == []
+    shutil.rmtree(root.parent / ".git")
+    git("init")  # at the same place, without the package
+    git("commit", "--allow-empty", "-m", "theirs")
+    assert commit() == "unknown"
+
+
+def test_a_tree_with_changes_is_refused_unless_it_is_asked_for(repository, monkeypatch, tmp_path):
+    root, _ = repository
+    (root / "src/minimax/reproduce.py").write_text("changed = True", "utf-8")
+    played = []
+    monkeypatch.setattr(reproduce, "record_cells", lambda *a, **k: played.append(a))
+    command = ["reproduce", "mode_collapse", "--table", "ring", "--scale", "quick"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(
+        SystemExit, match="No commit holds .*: src/minimax/reproduce\.py\. .*dirty"
+    ):
+        reproduce.main()
+    assert not played
+    monkeypatch.setattr(sys, "argv", [*command, "--dirty"])
+    reproduce.main()
+    assert len(played) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["timings", "--data", "mnist"], "--data belongs to dcgan, not to timings"),
+        (["dcgan", "--table", "ring"], "--table belongs to mode_collapse, not to dcgan"),
+    ],
+)
+def test_an_option_of_another_run_is_refused(arguments, says, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["reproduce", *arguments, "--dirty"])
+    with pytest.raises(SystemExit):
+        reproduce.main()
+    assert says in capsys.readouterr().err
+
+
+# --- checkpoints --------------------------------------------------------------------------------
+
+
+def test_checkpoints_belong_to_settings_and_commit(tmp_path, monkeypatch):
+    settings = {"rounds": 10, "lr": 1e-3}
+    first = checkpoint_folder(tmp_path, "dcgan-mnist", settings)
+    assert first == checkpoint_folder(tmp_path, "dcgan-mnist", dict(reversed(settings.items())))
+    assert first.parent == tmp_path and first.name.startswith("minimax-dcgan-mnist-")
+    others = {
+        checkpoint_folder(tmp_path, "dcgan-faces", settings),
+        checkpoint_folder(tmp_path, "dcgan-mnist", settings | {"lr": 2e-3}),
+        checkpoint_folder(tmp_path, "dcgan-mnist", settings | {"bf16": True}),
+    }
+    monkeypatch.setattr(provenance, "commit", lambda: "0123456789")
+    others.add(checkpoint_folder(tmp_path, "dcgan-mnist", settings))
+    monkeypatch.setattr(provenance, "commit", lambda: "9876543210")
+    others.add(checkpoint_folder(tmp_path, "dcgan-mnist", settings))
+    assert len(others | {first}) == 6
+
+
+def test_checkpoints_of_other_source_files_are_left_alone(tmp_path, monkeypatch):
+    """So that two trees with changes, or two of an unknown commit, share none."""
+    package = tmp_path / "minimax"
+    package.mkdir()
+    monkeypatch.setattr(provenance, "__file__", str(package / "provenance.py"))
+    monkeypatch.setattr(provenance, "commit", lambda: "unknown")
+    folders = []
+    for name, text in (("a.py", "1"), ("a.py", "2"), ("b.py", ""), ("run.json", "no source")):
+        (package / name).write_text(text, "utf-8")
+        folders.append(checkpoint_folder(tmp_path, "ring", {}))
+    assert len(set(folders)) == 3 and folders[2] == folders[3]
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A DCGAN of a moment; its checkpoints go to an empty folder."""
+    monkeypatch.setattr(reproduce.tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setitem(reproduce.DCGANS, "digits", TINY)
+    return tmp_path
+
+
+def test_a_recorded_dcgan_says_what_was_used_and_leaves_no_checkpoints(tiny):
+    reproduce.record_dcgan("digits", tiny / "out", rounds=2)
+    assert not list((tiny / "temporary").iterdir())
+    record = json.loads((tiny / "out/dcgan_digits.json").read_text("utf-8"))
+    assert record["settings"]["rounds"] == 2
+    assert record["settings"]["bf16"] == bf16_pays(torch.device("cpu")) or torch.cuda.is_available()
+    assert record["commit"] == commit() and record["device"] == device_used()
+    assert load_file(tiny / "out/dcgan_digits.safetensors")
+
+
+def test_a_dcgan_is_recorded_in_32_bits_where_bf16_is_slower(tiny, monkeypatch):
+    monkeypatch.setattr(reproduce, "bf16_pays", lambda device: False)
+    reproduce.record_dcgan("digits", tiny, bf16=True)
+    record = json.loads((tiny / "dcgan_digits.json").read_text("utf-8"))
+    assert record["settings"]["bf16"] is False
+
+
+def test_a_run_is_not_taken_up_by_another_version(tiny, monkeypatch):
+    """A record must not say "new commit" over old weights: the second run plays all its rounds."""
+    monkeypatch.setattr(reproduce.shutil, "rmtree", lambda folder: None)  # as if it was killed
+    for name in ("0123456789", "0123456789", "9876543210"):
+        monkeypatch.setattr(provenance, "commit", lambda name=name: name)
+        reproduce.record_dcgan("digits", tiny)
+    kept = list((tiny / "temporary").iterdir())
+    assert len(kept) == 2 and all(list(folder.glob("round-*.json")) for folder in kept)
+
+
+def test_the_record_is_written_before_its_checkpoints_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce.tempfile, "tempdir", str(tmp_path))
+    cell, there = Cell("ring", "gan"), []
+    remove = shutil.rmtree
+
+    def removed(folder):
+        there.append((tmp_path / f"{cell.name}.json").exists() and folder.exists())
+        remove(folder)
+
+    monkeypatch.setattr(reproduce.shutil, "rmtree", removed)
+    reproduce.record_cells([cell], 1, tmp_path, rounds=2, size=8, hidden=4)
+    assert there == [True] and not list(tmp_path.glob("minimax-*"))
+
+
+def test_a_chapter_is_recorded_seed_by_seed_and_with_its_device(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce.tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(reproduce, "FOLDER", tmp_path)
+    monkeypatch.setattr(reproduce, "_write", lambda name, record: records.append(record))
+    records, executed = [], []
+
+    def execute(chapter, environment):
+        seed = environment["MINIMAX_SEED"]
+        executed.append(seed)
+        if executed == ["0", "1"]:
+            raise KeyboardInterrupt  # the second seed is interrupted
+        table = {"metadata": {"minimax_table": {"measured": {"error": float(seed)}}}}
+        return type("Notebook", (), {"cells": [{"outputs": [table]}]}), 2.0, 0.5, "a GPU"
+
+    monkeypatch.setattr(reproduce, "execute", execute)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce.record_chapter("defenses", [0, 1])
+    reproduce.record_chapter("defenses", [0, 1])
+    assert executed == ["0", "1", "1"]
+    (record,) = records
+    assert record["measured"] == {"error": [0.0, 1.0]} and record["device"] == "a GPU"
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+# --- the device -----------------------------------------------------------------------------------
+
+
+def test_a_gpu_that_was_not_used_is_not_named(monkeypatch):
+    memory = [0, 0]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=0: f"GPU {index}")
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda index: memory[index])
+    assert " CPU core" in device_used()
+    memory[1] = 512
+    assert device_used() == "GPU 1"
+
+
+# --- what is recorded is read -------------------------------------------------------------------
+
+
+def test_provenance_names_seed_and_copies_and_older_records_their_seeds():
+    record = {"date": "2026-01-02", "commit": "abc", "device": "a CPU", "seconds": 9}
+    said = "Recorded 2026-01-02 at commit abc on a CPU"
+    assert recorded.provenance(record) == f"{said}, 9 s in all."
+    old = record | {"seeds": [0, 1]}
+    assert recorded.provenance(old) == f"{said}, seeds 0, 1, 9 s in all."
+    new = record | {"seeds": [0], "copies": 10}
+    assert recorded.provenance(new) == f"{said}, seed 0, 10 copies, 9 s in all."
+    one = record | {"seeds": [0], "copies": 1}
+    assert recorded.provenance(one) == f"{said}, seed 0, 1 copy, 9 s in all."
+
+
+def test_recorded_tensors_that_are_cut_off_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(recorded, "FOLDER", tmp_path)
+    (tmp_path / "a.safetensors").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"The recorded tensors .*a\.safetensors are damaged"):
+        recorded.tensors("a")
+    with pytest.raises(FileNotFoundError):
+        recorded.tensors("b")
+
+
+def test_the_command_line_refuses_a_dirty_tree_with_one_sentence(tmp_path):
+    """The real command, on a clone of the package with a change."""
+    clone = tmp_path / "clone"
+    shutil.copytree(ROOT / "src", clone / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "_toc.yml", clone)
+    who = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+    for command in (["init"], ["add", "."], [*who, "commit", "-m", "all"]):
+        subprocess.run(["git", *command], cwd=clone, check=True, capture_output=True)
+    with (clone / "src/minimax/scale.py").open("a", encoding="utf-8") as file:
+        file.write("\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "minimax.reproduce", "dcgan", "--data", "digits"],
+        env=os.environ | {"PYTHONPATH": str(clone / "src")}, cwd=clone, capture_output=True,
+        encoding="utf-8", check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == (
+        "No commit holds what this tree has: src/minimax/scale.py. Commit it, or pass --dirty."
+    )
+    assert Path(clone / "src/minimax/recorded/dcgan_mnist.json").exists()
