@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from minimax.attacks import fgsm
-from minimax.attacks.black_box import hop_skip_jump, square, train_substitute
+from minimax.attacks.black_box import _normal, hop_skip_jump, square, train_substitute
 from minimax.networks import mlp, predict
 
 
@@ -51,6 +51,19 @@ def test_neighbours_are_one_signed_step_away_and_the_sign_flips(oracle, digits):
         assert step.abs().max() <= 0.05 + 1e-6
         assert step.abs().max() > 0.04
     assert asked.images.min() >= 0 and asked.images.max() <= 1
+
+
+def test_neighbours_follow_the_logit_of_the_oracles_label(oracle, digits):
+    x, model = digits[0][:10], substitute_network()
+    options = {"augmentations": 4, "period": 2, "step": 0.05, "lr": 0.0, "epochs": 1}
+    asked = train_substitute(oracle, model, x, **options)
+    for augmentation, side in enumerate([1, 1, -1, -1]):  # the sign flips every two
+        old = asked.images[: 10 * 2**augmentation].clone().requires_grad_()
+        labels = asked.labels[: len(old)]
+        own = model(old)[torch.arange(len(old)), labels].sum()
+        sign = torch.autograd.grad(own, old)[0].sign()
+        new = asked.images[len(old) : 2 * len(old)]
+        assert torch.allclose(new, (old + side * 0.05 * sign).clamp(0, 1).detach(), atol=1e-6)
 
 
 def test_reservoir_sampling_bounds_the_queries(oracle, digits):
@@ -99,6 +112,58 @@ def test_hop_skip_jump_needs_labels_only_and_gets_nearer_with_queries(network, o
         distances.append((found.images - x).flatten(1).norm(dim=1))
     assert (distances[1] <= distances[0]).all()
     assert distances[2].mean() < 0.7 * distances[1].mean()
+
+
+def test_the_normal_is_that_of_equation_16():
+    noise = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    fools = torch.tensor([True, True, True, False])  # mean sign 1/2: weights ½, ½, ½, −3/2
+    assert torch.allclose(_normal(fools, noise), torch.tensor([0.0, 1.0]), atol=1e-6)
+    weights = torch.tensor([0.5, 0.5, -1.5, 0.5])
+    fools = torch.tensor([True, True, False, True])
+    expected = (weights[:, None] * noise).sum(0)
+    assert torch.allclose(_normal(fools, noise), expected / expected.norm(), atol=1e-6)
+    skewed = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])  # where the mean makes a difference
+    found = _normal(torch.tensor([True, True, False]), skewed)
+    assert torch.allclose(found, torch.tensor([4 / 3, -4 / 3]) / (4 / 3 * 2**0.5), atol=1e-6)
+    sure = _normal(torch.ones(4, dtype=torch.bool), noise + 1)
+    assert torch.allclose(sure, torch.full((2,), 0.5**0.5))
+
+
+def test_hop_skip_jump_steps_shorter_and_looks_at_more_neighbours_each_time():
+    calls = []
+
+    def halfspace(images):
+        calls.append(images.clone())
+        return (images.flatten(1).mean(1) > 0.6).long()
+
+    x, y = torch.full((1, 1, 8, 8), 0.5), torch.tensor([0])
+    start = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 0.2 + 0.75
+    hop_skip_jump(halfspace, x, y, start, queries=2000, generator=torch.Generator().manual_seed(0))
+    at = [i for i, images in enumerate(calls) if len(images) > 1]
+    assert [len(calls[i]) for i in at[:4]] == [100, 141, 173, 200]
+    for step, i in enumerate(at[:4], start=1):
+        point, ahead = calls[i].mean(0), calls[i + 1][0]
+        distance = (point - x[0]).norm()
+        length = (ahead - point).norm().item()
+        assert length == pytest.approx(distance.item() / step**0.5, rel=0.15)
+
+
+def broken_scores(images):
+    return torch.full((len(images), 10), float("nan"))
+
+
+def test_answers_that_are_none_are_refused(network, digits):
+    x, y = digits[0][:4], digits[1][:4]
+    with pytest.raises(ValueError, match="scores is returning NaN"):
+        square(broken_scores, x, y, 0.1, queries=50)
+    with pytest.raises(ValueError, match="scores is returning one logit"):
+        square(lambda images: torch.ones(len(images), 1), x, y, 0.1)
+    with pytest.raises(ValueError, match=r"oracle\(images\) is \(4, 1\) torch.int64"):
+        hop_skip_jump(lambda images: torch.ones(len(images), 1).long(), x, y, x)
+    with pytest.raises(ValueError, match=r"oracle\(images\) is \(4, 10\) torch.float32"):
+        train_substitute(lambda images: torch.rand(len(images), 10), substitute_network(), x)
+    with pytest.raises(ValueError, match="y is from 0 to 12"):
+        square(lambda z: predict(network, z), x, torch.tensor([0, 1, 2, 12]), 0.1)
 
 
 def test_refusals(network, oracle, digits):

@@ -1,12 +1,14 @@
 """The ensemble of attacks: its parts, and its agreement with public implementations."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from minimax import recorded
-from minimax.attacks import pgd
+from minimax.attacks import ensemble, pgd
 from minimax.attacks.black_box import hop_skip_jump, square
 from minimax.attacks.ensemble import apgd, auto_attack, dlr
 from minimax.data import load
@@ -61,6 +63,93 @@ def test_apgd_needs_no_step_size():
     x, y = torch.full((1, 2), 0.3), torch.tensor([0])
     found = apgd(Ridge(), x, y, 0.2, steps=100)
     assert found[0, 0].item() == pytest.approx(0.437, abs=5e-3)
+
+
+def written_out(model, x, y, epsilon, steps):
+    """Croce and Hein (2020), algorithm 1, for one image that is never misclassified."""
+
+    def look(point):
+        point = point.detach().requires_grad_()
+        loss = cross_entropy(model(point), y)
+        return loss.item(), torch.autograd.grad(loss, point)[0].sign()
+
+    def near(point):
+        return (x + (point - x).clamp(-epsilon, epsilon)).clamp(0, 1)
+
+    shares = [0.0, 0.22]
+    while shares[-1] < 1:
+        shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
+    checks = [math.ceil(share * steps) for share in shares]
+    points, before, size, halved_last = [x], x, 2 * epsilon, False
+    values, signs = ([one] for one in look(x))
+    best, best_last, rises, last = 0, values[0], 0, 0
+    for k in range(steps):
+        ahead = near(points[-1] + size * signs[-1])
+        if k > 0:
+            move = 0.75 * (ahead - points[-1]) + 0.25 * (points[-1] - before)
+            ahead = near(points[-1] + move)
+        before = points[-1]
+        value, sign = look(ahead)
+        rises += value > values[-1]
+        points.append(ahead), values.append(value), signs.append(sign)
+        best = max(range(len(values)), key=lambda i: (values[i], -i))
+        if k + 1 in checks[1:]:
+            few = rises < 0.75 * (k + 1 - last)
+            stuck = not halved_last and best_last >= values[best]
+            halved_last = few or stuck
+            best_last, rises, last = values[best], 0, k + 1
+            if halved_last:
+                size /= 2
+                points.append(points[best]), values.append(value), signs.append(signs[best])
+    return points[best]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_apgd_is_the_papers_algorithm_written_out(seed, monkeypatch):
+    torch.manual_seed(seed)
+    body = mlp(12, 24, 24, 3, activation=nn.Tanh).double()
+    for layer in body[::2]:
+        nn.init.normal_(layer.weight, std=1.0)  # wavy, so that steps have to shrink
+
+    class Sure(nn.Module):
+        def forward(self, x):
+            return body(x) + torch.tensor([60.0, 0.0, 0.0])
+
+    x, y = torch.rand(1, 12).double(), torch.tensor([0])
+    monkeypatch.setattr(ensemble.BALLS["linf"], "sample", staticmethod(lambda x, r, g: x))
+    found = apgd(Sure(), x, y, 0.3, steps=60)
+    assert (found - written_out(Sure(), x, y, 0.3, 60)).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_below_four_classes_the_ensemble_leaves_dlr_out_and_says_so(classes):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+    x = torch.rand(6, 1, 8, 8)
+    y = predict(model, x).argmax(1)
+    found = auto_attack(model, x, y, 1e-3, steps=5, queries=20)
+    assert list(found.after.values()) == [1.0] * 4
+    assert "APGD, targeted DLR: left out, fewer than four classes" in found.after
+    with pytest.raises(ValueError, match=f"model is returning {classes} classes"):
+        apgd(model, x, y, 0.1, loss="dlr", target=(y + 1) % classes)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"epsilon": float("nan")}, "epsilon is nan"),
+        ({"steps": 0}, "steps is 0"),
+        ({"targets": -1}, "targets is -1"),
+        ({"queries": -1}, "queries is -1"),
+        ({"batch_size": 0}, "batch_size is 0"),
+    ],
+)
+def test_the_ensemble_refuses_before_any_work(options, named):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4))
+    x = torch.rand(3, 1, 2, 2)
+    wrong = (predict(model, x).argmax(1) + 1) % 4  # nothing is left to attack
+    with pytest.raises(ValueError, match=named):
+        auto_attack(model, x, wrong, **({"epsilon": 0.1} | options))
 
 
 def test_ensemble_reports_falling_accuracies_and_its_images_bear_them_out(network, digits):
@@ -151,6 +240,8 @@ def test_the_recorded_network_is_as_robust_as_recorded():
         ({"steps": 0}, "steps"),
         ({"loss": "hinge"}, "loss is 'hinge'"),
         ({"loss": "dlr"}, "target is None"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"loss": "dlr", "target": torch.zeros(4)}, "target is .*float32"),
     ],
 )
 def test_bad_arguments_are_named(options, named):
@@ -160,8 +251,8 @@ def test_bad_arguments_are_named(options, named):
 
 
 def test_a_label_outside_is_named():
+    model = nn.Sequential(nn.Flatten(), mlp(6, 4))
     with pytest.raises(ValueError, match="from 0 to 3"):
-        model = nn.Sequential(nn.Flatten(), mlp(6, 4))
         auto_attack(model, torch.rand(4, 1, 2, 3), torch.full((4,), 7), 0.1)
 
 

@@ -1,6 +1,7 @@
 from typing import ClassVar
 
 import foolbox
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -34,6 +35,84 @@ def test_fgsm_equals_foolbox(network, batch):
     raw, _, _ = foolbox.attacks.FGSM()(theirs(network), x, y, epsilons=[0.05, 0.1])
     ours = fgsm(network, x, y, [0.05, 0.1])
     assert (torch.stack(raw) - ours).abs().max() <= 1e-6
+
+
+def test_fgsm_goes_up_the_loss_and_down_towards_a_target(network, batch):
+    x, y = batch
+    loss = nn.functional.cross_entropy
+    with torch.no_grad():
+        assert loss(network(fgsm(network, x, y, 0.05)), y) > loss(network(x), y) + 0.1
+        wanted = (y + 1) % 10
+        towards = fgsm(network, x, wanted, 0.05, targeted=True)
+        assert loss(network(towards), wanted) < loss(network(x), wanted) - 0.1
+
+
+def line(weights, classes=2):
+    """A linear model of the pixels whose first logit is their weighted sum."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(len(weights), classes))
+    nn.init.zeros_(model[1].weight), nn.init.zeros_(model[1].bias)
+    with torch.no_grad():
+        model[1].weight[0] = torch.tensor(weights)
+    return model
+
+
+@pytest.mark.parametrize("steps", [1, 4, 40])
+def test_the_default_step_reaches_the_border_of_the_ball(steps):
+    x, y = torch.full((1, 1, 1, 2), 0.5), torch.tensor([0])
+    moved = pgd(line([1.0, -1.0]), x, y, 0.1, steps=steps, random_start=False)
+    assert torch.allclose(moved - x, torch.tensor([-0.1, 0.1]), atol=1e-6)
+
+
+def test_the_default_step_is_two_and_a_half_times_the_share_of_the_radius():
+    x, y = torch.full((1, 1, 1, 2), 0.5), torch.tensor([0])
+    seen = []
+    model = line([1.0, -1.0])
+    model.register_forward_hook(lambda m, args, out: seen.append(args[0].detach().clone()))
+    pgd(model, x, y, 0.1, steps=10, random_start=False)
+    assert torch.allclose(seen[1] - x, torch.tensor([-0.025, 0.025]), atol=1e-6)
+
+
+def test_a_start_outside_the_ball_is_projected_even_if_it_fools_already():
+    x, y = torch.full((1, 1, 1, 2), 0.5), torch.tensor([0])
+    model = line([1.0, 1.0])
+    model[1].bias.data[1] = 0.9
+    start = torch.zeros_like(x)  # class 1, as is the border of the ball
+    moved = pgd(model, x, y, 0.1, start=start, steps=3, until_fooled=True)
+    assert (moved - x).abs().max() == pytest.approx(0.1)
+
+
+def test_towards_a_target_an_image_is_done_once_it_is_there(network, batch):
+    x, y = batch
+    wanted = (y + 1) % 10
+    kw = {"steps": 40, "random_start": False, "targeted": True}
+    full, early = (pgd(network, x, wanted, 0.2, until_fooled=e, **kw) for e in (False, True))
+    there = accuracy(network, full, wanted)
+    assert there > 0.3
+    assert accuracy(network, early, wanted) >= there
+
+
+def test_of_several_restarts_success_counts_more_than_the_loss():
+    class Steps(nn.Module):
+        """Right of a half: the true class at a high loss. Left of it: wrong at a low one."""
+
+        def forward(self, x):
+            left = (x.flatten(1)[:, :1] < 0.5).float()
+            logits = torch.tensor([[0.1, 0.0, 0.0]]) * (1 - left)
+            return logits + torch.tensor([[2.0, 2.1, -9.0]]) * left + 0 * x.sum()
+
+    x, y = torch.full((20, 1, 1, 1), 0.5), torch.zeros(20, dtype=torch.long)
+    assert nn.functional.cross_entropy(Steps()(x), y) > nn.functional.cross_entropy(
+        Steps()(x - 0.1), y
+    )
+    generator = torch.Generator().manual_seed(0)
+    moved = pgd(Steps(), x, y, 0.2, steps=1, restarts=20, generator=generator)
+    assert accuracy(Steps(), moved, y) == 0
+
+
+def test_random_starts_fill_the_linf_ball_on_both_sides():
+    x, y = torch.full((2000, 1, 1, 1), 0.5), torch.zeros(2000, dtype=torch.long)
+    delta = pgd(line([0.0]), x, y, 0.1, steps=1) - x
+    assert delta.min() < -0.099 and delta.max() > 0.099 and delta.mean().abs() < 0.005
 
 
 @pytest.mark.parametrize("targeted", [False, True])
@@ -230,6 +309,11 @@ BAD = [
     ({"epsilon": float("nan")}, "epsilon is nan"),
     ({"epsilon": "large"}, "epsilon is 'large'"),
     ({"epsilon": []}, r"epsilon is \[\]"),
+    ({"epsilon": "0.1"}, "epsilon is '0.1'"),
+    ({"epsilon": np.zeros((2, 2))}, "epsilon is array"),
+    ({"epsilon": np.array([])}, "epsilon is array"),
+    ({"y": torch.zeros(4, dtype=torch.bool)}, "y is .*bool"),
+    ({"y": torch.zeros(4, 1, dtype=torch.long)}, r"y is \(4, 1\) torch.int64"),
     ({"norm": "l7"}, "norm is 'l7'; it has to be one of 'linf', 'l2'"),
     ({"steps": 0}, "steps is 0; it has to be a whole number of at least 1"),
     ({"steps": 2.5}, "steps is 2.5"),
@@ -272,3 +356,73 @@ def test_attacks_work_inside_no_grad(network, batch):
     x, y = batch
     with torch.no_grad():
         assert (fgsm(network, x, y, 0.1) != x).any()
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.int16, torch.uint8])
+def test_labels_of_any_whole_type_are_labels(network, batch, kind):
+    x, y = batch[0][:4], batch[1][:4]
+    for attack in (fgsm, lambda *a: pgd(*a, steps=2, random_start=False)):
+        assert torch.equal(attack(network, x, y.to(kind), 0.1), attack(network, x, y, 0.1))
+
+
+def test_many_epsilons_may_be_an_array_or_a_tensor(network, batch):
+    x, y = batch[0][:4], batch[1][:4]
+    expected = fgsm(network, x, y, [0.0, 0.1])
+    assert torch.equal(fgsm(network, x, y, np.linspace(0, 0.1, 2)), expected)
+    assert torch.equal(fgsm(network, x, y, torch.tensor([0.0, 0.1])), expected)
+    assert torch.equal(fgsm(network, x, y, np.float64(0.1)), expected[1])
+    assert torch.equal(fgsm(network, x, y, torch.tensor(0.1)), expected[1])
+
+
+class Flat(nn.Module):
+    def forward(self, x):
+        return torch.eye(10)[x.flatten(1).sum(1).long() % 10]
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x.flatten(1)[:, :10], None
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda x: x.flatten(1), "model is of type function; it has to be a torch.nn.Module"),
+        (Pair(), "model is returning tuple"),
+        (Flat(), "model is without a gradient in x"),
+        (line([1.0] * 64, classes=1), "model is returning one logit"),
+    ],
+)
+def test_what_is_no_differentiable_classifier_is_named(model, message):
+    x, y = torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.long)
+    for attack in (fgsm, pgd):
+        with pytest.raises(ValueError, match=message):
+            attack(model, x, y, 0.1)
+
+
+def test_images_of_another_precision_than_the_model_are_named(network, batch):
+    with pytest.raises(ValueError, match=r"x is torch.float64; it has to be torch.float32"):
+        fgsm(network, batch[0].double(), batch[1], 0.1)
+
+
+def test_a_network_in_half_precision_without_a_gradient_stays_where_it_is():
+    model = line([0.0] * 64).half()
+    x, y = torch.rand(4, 1, 8, 8).half(), torch.zeros(4, dtype=torch.long)
+    moved = pgd(model, x, y, 0.5, norm="l2", random_start=False)
+    assert moved.dtype == torch.float16 and torch.equal(moved, x)
+
+
+def test_an_infinite_gradient_is_named_with_its_image():
+    class Root(nn.Module):
+        def forward(self, x):
+            return (x.flatten(1).sqrt() * 0 + x.flatten(1))[:, :10]
+
+    x, y = torch.rand(6, 1, 8, 8) * 0.5 + 0.25, torch.zeros(6, dtype=torch.long)
+    x[3] = 0
+    for attack in (
+        lambda: fgsm(Root(), x, y, 0.1, batch_size=2),
+        lambda: input_gradient(Root(), x, y),
+        lambda: pgd(Root(), x, y, [0.0, 0.1], random_start=False, batch_size=4),
+    ):
+        with pytest.raises(ValueError, match="gradient of model is NaN or infinite at image 3"):
+            attack()

@@ -75,8 +75,9 @@ def test_the_latent_attack_ends_between_image_and_target_as_c_says():
         assert torch.allclose(moved, (target + c * x) / (1 + c), atol=1e-3)
 
 
-def test_the_first_step_of_the_other_attacks_goes_down_their_loss_and_by_the_rate(vae, digits):
-    x, target = digits[0][:5] / 2 + 0.25, digits[0][5:10]
+def test_the_first_step_of_the_other_attacks_goes_down_their_loss_and_by_the_rate(digits):
+    torch.manual_seed(0)
+    vae, x, target = VAE((1, 8, 8), 8, 16), digits[0][:5] / 2 + 0.25, digits[0][5:10]
     reader, wanted = softmax_regression(8), torch.tensor([0, 1, 2, 3, 4], dtype=torch.int32)
     image = x.clone().requires_grad_()
     torch.manual_seed(0)

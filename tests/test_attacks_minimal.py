@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from minimax.attacks import carlini_wagner, lbfgs
-from minimax.networks import accuracy
+from minimax.networks import accuracy, predict
 
 
 def size(moved, x):
@@ -35,6 +35,35 @@ def test_carlini_wagner_is_as_near_as_foolbox_at_equal_success(network, correct,
     assert reached == (1 if targeted else 0)
     assert ours.min() >= 0 and ours.max() <= 1
     assert size(ours, x).mean() <= 1.05 * size(raw, x).mean()
+
+
+def test_carlini_wagner_succeeds_on_black_and_white_images(network, digits):
+    """There tanh is flat: for a while nothing moves, and that is no reason to stop."""
+    x = (digits[0][:20] > 0.5).float()
+    y = predict(network, x).argmax(1)
+    moved = carlini_wagner(network, x, y, search_steps=3, steps=500, c=1.0)
+    assert accuracy(network, moved, y) == 0
+    assert 0.1 < size(moved, x).median() < 1.2
+
+
+class Tie(nn.Module):
+    def forward(self, x):
+        return torch.zeros(len(x), 2) + 0 * x.sum()
+
+
+def test_a_tie_is_no_success_of_carlini_and_wagner():
+    x, y = torch.rand(3, 1, 4, 4), torch.zeros(3, dtype=torch.long)
+    assert torch.equal(carlini_wagner(Tie(), x, y, steps=3), x)
+
+
+def test_carlini_wagner_works_in_half_precision():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).half()
+    x = (torch.rand(4, 1, 4, 4) > 0.5).half()
+    y = predict(model, x).argmax(1)
+    moved = carlini_wagner(model, x, y, steps=700, search_steps=3, c=1.0)
+    assert moved.dtype == torch.float16
+    assert (model(moved).argmax(1) != y).all()
 
 
 def test_confidence_is_a_margin_between_logits(network, correct):

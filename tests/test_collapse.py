@@ -25,6 +25,7 @@ from minimax.collapse import (
     real_scores,
 )
 from minimax.coverage import PERFECT_QUALITY, reverse_kl_floor
+from minimax.game import play
 from minimax.game.engine import seed_of
 from minimax.networks import reinitialise
 from minimax.recorded import provenance
@@ -59,19 +60,30 @@ def test_the_scores_of_a_game_are_watched_and_end_near_those_of_the_average():
     assert {one.modes for one in scores} <= set(range(9))
 
 
-def first_step(scale):
+@pytest.fixture
+def first_step(monkeypatch):
     """Return how far D and G move in the first round: with Adam, the length of their steps."""
-    _, history = play_cell(Cell("ring", "gan", scale=scale), copies=1, rounds=1, size=16, hidden=8)
-    players = history._game.arena.networks
-    after = [parameters_to_vector(network.parameters()) for network in players]
-    torch.manual_seed(seed_of(0, 0))  # that of the first copy
-    for network in players:
-        reinitialise(network)
-    before = [parameters_to_vector(network.parameters()) for network in players]
-    return [(b - a).abs().max().item() for a, b in zip(after, before, strict=True)]
+    seen = []
+
+    def watched(players, *given, **options):
+        seen[:] = [network for player in players for network in player.modules]
+        return play(players, *given, **options)
+
+    monkeypatch.setattr("minimax.collapse.play", watched)
+
+    def moved(scale):
+        play_cell(Cell("ring", "gan", scale=scale), copies=1, rounds=1, size=16, hidden=8)
+        after = [parameters_to_vector(network.parameters()) for network in seen]
+        torch.manual_seed(seed_of(0, 0))  # that of the first copy
+        for network in seen:
+            reinitialise(network)
+        before = [parameters_to_vector(network.parameters()) for network in seen]
+        return [(b - a).abs().max().item() for a, b in zip(after, before, strict=True)]
+
+    return moved
 
 
-def test_a_slow_discriminator_makes_steps_of_a_tenth():
+def test_a_slow_discriminator_makes_steps_of_a_tenth(first_step):
     assert first_step("quick") == pytest.approx([1e-3, 1e-3], rel=1e-2)
     assert first_step("slow") == pytest.approx([1e-4, 1e-3], rel=1e-2)
 

@@ -52,6 +52,13 @@ def test_a_random_start_lies_on_both_sides_and_anywhere_in_the_ball():
     assert torch.equal(worst_case(lambda images: 0 * images.sum(), x, 0.2), x)
 
 
+def test_one_step_from_a_random_start_is_as_long_as_the_radius():
+    """So one from the lower edge of the ball ends in its middle."""
+    x = torch.full((10_000,), 0.5)
+    moved = worst_case(lambda images: images.sum(), x, 0.2, random_start=True) - x
+    assert -1e-6 <= moved.min() < 0.001 and moved.max().item() == pytest.approx(0.2)
+
+
 @pytest.mark.parametrize(
     ("steps", "step_size", "far"),
     [(1, None, 0.1), (5, None, 0.05), (1, 0.04, 0.04), (3, 0.06, 0.06)],

@@ -120,3 +120,36 @@ def test_a_refiner_starts_as_the_identity_and_can_change_pixels():
     assert (refiner(x) - x).abs().max() < 0.05
     reinitialise(refiner)
     assert (refiner(x) - x).abs().max() < 0.05
+
+
+class Broken(nn.Module):
+    def forward(self, x):
+        return torch.full((len(x), 10), float("nan"))
+
+
+def test_a_network_that_returns_nan_has_no_accuracy():
+    x, y = torch.rand(6, 1, 8, 8), torch.zeros(6, dtype=torch.long)
+    for call in (lambda: accuracy(Broken(), x, y), lambda: predict(Broken(), x)):
+        with pytest.raises(ValueError, match="model is returning NaN or infinity"):
+            call()
+
+
+def test_accuracy_refuses_labels_that_would_be_broadcast():
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), torch.rand(6, 1, 8, 8)
+    y = model(x).argmax(1)
+    assert accuracy(model, x, y) == accuracy(model, x, y.int()) == 1
+    for labels in (y[:, None], y[:1], y.float()):
+        with pytest.raises(ValueError, match=r"y is \(.*one whole-numbered class per image"):
+            accuracy(model, x, labels)
+
+
+def test_predict_refuses_what_is_no_batch_for_a_classifier():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(ValueError, match=r"x is of shape \(0, 1, 8, 8\)"):
+        predict(model, torch.rand(0, 1, 8, 8))
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        predict(model, torch.rand(2, 1, 8, 8), batch_size=0)
+    with pytest.raises(ValueError, match="model is of type function"):
+        predict(lambda x: model(x), torch.rand(2, 1, 8, 8))
+    with pytest.raises(ValueError, match=r"x is torch.float64; it has to be torch.float32"):
+        predict(model, torch.rand(2, 1, 8, 8).double())

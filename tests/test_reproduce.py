@@ -87,7 +87,7 @@ def test_a_tree_with_changes_is_refused_unless_it_is_asked_for(repository, monke
     command = ["reproduce", "mode_collapse", "--table", "ring", "--scale", "quick"]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(
-        SystemExit, match="No commit holds .*: src/minimax/reproduce\.py\. .*dirty"
+        SystemExit, match=r"No commit holds .*: src/minimax/reproduce\.py\. .*dirty"
     ):
         reproduce.main()
     assert not played

@@ -215,6 +215,18 @@ def hop_skip_jump(
     return Queried(torch.stack(images), torch.tensor(used))
 
 
+def _normal(fools: Tensor, noise: Tensor) -> Tensor:
+    """Return the unit normal of the boundary, from which of the neighbours along ``noise`` fool.
+
+    Chen, Jordan and Wainwright (2020), equation 16: less the mean of the signs, which lowers the
+    variance where most neighbours lie on one side.
+    """
+    sign = 2.0 * fools - 1
+    weight = sign if sign.mean().abs() == 1 else sign - sign.mean()
+    normal = (weight.view(-1, *[1] * (noise.dim() - 1)) * noise).mean(0)
+    return normal / normal.norm().clamp(min=1e-12)
+
+
 def _walk(
     oracle: Oracle, x: Tensor, y: int, start: Tensor, queries: int, first_batch: int,
     generator: torch.Generator | None,
@@ -250,10 +262,7 @@ def _walk(
         radius = max(distance / math.sqrt(size), tolerance)
         near = (point + radius * noise).clamp(0, 1)
         noise = (near - point) / radius
-        sign = 2.0 * fools(near) - 1
-        weight = sign if sign.mean().abs() == 1 else sign - sign.mean()  # the paper's equation 16
-        normal = (weight.view(-1, *[1] * x.dim()) * noise).mean(0)
-        normal /= normal.norm().clamp(min=1e-12)
+        normal = _normal(fools(near), noise)
         length = distance / math.sqrt(step)
         while used < queries:
             ahead = (point + length * normal).clamp(0, 1)
