@@ -213,9 +213,7 @@ def test_a_folder_that_can_not_be_made_is_refused_before_the_first_round(tmp_pat
     def never(generator):
         raise AssertionError("a round was played")
 
-    with pytest.raises(
-        ValueError, match=r"checkpoint is .* a folder that can be written"
-    ):
+    with pytest.raises(ValueError, match=r"checkpoint is .* a folder that can be written"):
         short(file / "in it" if inside else file, batches=never)
 
 

@@ -25,9 +25,8 @@ from minimax.collapse import (
     real_scores,
 )
 from minimax.coverage import PERFECT_QUALITY, reverse_kl_floor
-from minimax.game import play
+from minimax.game import play, reinitialise
 from minimax.game.engine import seed_of
-from minimax.networks import reinitialise
 from minimax.recorded import provenance
 from minimax.reproduce import record_cells
 

@@ -18,8 +18,8 @@ from minimax.defenses import (
     virtual_adversarial_training,
     worst_case,
 )
-from minimax.game import minibatches, play, seed_of
-from minimax.networks import accuracy, mlp, reinitialise
+from minimax.game import minibatches, play, reinitialise, seed_of
+from minimax.networks import accuracy, mlp
 
 
 def total(network, y):

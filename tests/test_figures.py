@@ -279,20 +279,20 @@ def test_an_axis_may_be_a_generator(markup):
 
 
 def test_the_first_axis_turns_slowest(markup):
-    """Frame 2a + b of axes of 2 and 2 values, as the page's script counts it."""
+    """Frame 2a + b of axes of 3 and 2 values, as the page's script counts it."""
     html = markup(
         lambda: figures.explore(
             lambda a, b: line(),
-            a=[0, 1],
+            a=[0, 1, 2],
             b=[0, 1],
             start={"a": 1, "b": 0},
             alt=lambda a, b: f"A line with a = {a}, b = {b}.",
         )
     )
     alts = re.findall(r'<div data-frame( hidden)?><svg[^>]*aria-label="([^"]*)"', html)
-    assert [alt for _, alt in alts] == [f"A line with a = {a}, b = {b}." for a, b in
-                                        ((0, 0), (0, 1), (1, 0), (1, 1))]  # fmt: skip
-    assert [hidden == "" for hidden, _ in alts] == [False, False, True, False]
+    expected = [f"A line with a = {a}, b = {b}." for a in (0, 1, 2) for b in (0, 1)]
+    assert [alt for _, alt in alts] == expected
+    assert [index for index, (hidden, _) in enumerate(alts) if not hidden] == [2]
 
 
 def test_image_grid_outlines_and_texts():

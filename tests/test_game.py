@@ -11,9 +11,9 @@ from torch.nn.functional import mse_loss, softplus
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 from torch.utils.data import DataLoader, TensorDataset
 
-from minimax.game import NonFiniteLoss, Player, engine, minibatches, play, seed_of
+from minimax.game import NonFiniteLoss, Player, engine, minibatches, play, reinitialise, seed_of
 from minimax.gans import Packed, minimax, non_saturating
-from minimax.networks import mlp, reinitialise
+from minimax.networks import mlp
 
 DATA = torch.randn(500, 2, generator=torch.Generator().manual_seed(0)) + 2
 BATCHES = minibatches(DATA, size=32, noise=3)

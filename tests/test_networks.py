@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from minimax.game import reinitialise
 from minimax.networks import (
+    VAE,
     Maxout,
     Normalise,
     PatchDiscriminator,
@@ -13,7 +15,6 @@ from minimax.networks import (
     maxout_network,
     mlp,
     predict,
-    reinitialise,
 )
 
 
@@ -153,3 +154,19 @@ def test_predict_refuses_what_is_no_batch_for_a_classifier():
         predict(lambda x: model(x), torch.rand(2, 1, 8, 8))
     with pytest.raises(ValueError, match=r"x is torch.float64; it has to be torch.float32"):
         predict(model, torch.rand(2, 1, 8, 8).double())
+
+
+def test_a_vae_samples_with_the_standard_deviation_and_pays_for_it():
+    vae = VAE((1, 2, 2), codes=3, hidden=4)
+    mean, sd = torch.tensor([1.0, 0.0, -2.0]), torch.tensor([1.0, 2.0, 0.1])
+    rows, seen = 20_000, []
+    vae.encode = lambda x: (mean.expand(len(x), 3), (2 * sd.log()).expand(len(x), 3))
+    vae.decode = lambda z: seen.append(z) or torch.zeros(len(z), 1, 2, 2)
+    x = torch.full((rows, 1, 2, 2), 0.5)
+    cost = vae.negative_elbo(x)
+    assert torch.allclose(seen[0].mean(0), mean, atol=0.05)
+    assert torch.allclose(seen[0].std(0), sd, rtol=0.03)
+    kl = torch.distributions.kl_divergence(
+        torch.distributions.Normal(mean, sd), torch.distributions.Normal(0.0, 1.0)
+    ).sum()
+    assert torch.allclose(cost, 4 * torch.tensor(2.0).log() + kl, atol=1e-4)

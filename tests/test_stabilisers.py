@@ -13,7 +13,7 @@ from torch import nn
 
 from minimax.game import Player, minibatches, play
 from minimax.gans import non_saturating
-from minimax.networks import mlp
+from minimax.networks import mlp, statistics_held
 from minimax.stabilisers import (
     HistoricalAverage,
     MinibatchDiscrimination,
@@ -21,7 +21,6 @@ from minimax.stabilisers import (
     WithReference,
     feature_matching,
     smoothed,
-    statistics_held,
     with_history,
 )
 

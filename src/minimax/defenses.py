@@ -22,8 +22,7 @@ from minimax.errors import (
     refuse,
 )
 from minimax.game import Player
-from minimax.networks import evaluating
-from minimax.stabilisers import statistics_held
+from minimax.networks import evaluating, statistics_held
 
 
 def _positive(argument: str, value: float) -> float:

@@ -131,3 +131,15 @@ def logits_of(model: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
             raise
         refuse("x", Words(str(x.dtype)), f"{weight.dtype}, as the weights of the model are")
     return check_logits(logits, len(x), y)
+
+
+def check_made(network: str, made: Tensor, rows: int, like: Tensor) -> Tensor:
+    """Return ``made``, the answer of ``network``, or refuse it unless its rows are as ``like``'s.
+
+    It has to be of shape (``rows``, …), where … is that of ``like``: differences of other shapes
+    would be broadcast without a word.
+    """
+    wanted = (rows, *like.shape[1:])
+    if made.shape != wanted:
+        refuse(network, Words(f"giving shape {tuple(made.shape)}"), f"giving {wanted}")
+    return made

@@ -15,9 +15,10 @@ from torch.func import functional_call, grad
 from torch.nn.functional import softplus
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from minimax.errors import Words, check_count, check_labels, check_number, refuse
+from minimax.errors import Words, check_count, check_labels, check_made, check_number, refuse
 from minimax.game import Player
-from minimax.stabilisers import MinibatchDiscrimination, check_made, statistics_held
+from minimax.networks import statistics_held
+from minimax.stabilisers import MinibatchDiscrimination
 
 
 def minimax(D: nn.Module, G: nn.Module, **options: Any) -> list[Player]:

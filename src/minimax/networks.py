@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from minimax.errors import Words, check_count, check_labels, check_model, logits_of, refuse
 
@@ -30,55 +32,28 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-@torch.no_grad()
-def reinitialise(network: nn.Module) -> None:
-    """Draw new weights for ``network`` as its layers' own ``reset_parameters`` do.
+@contextmanager
+def statistics_held() -> Iterator[None]:
+    """Let batch normalisations in training go by the batch, and leave their running statistics.
 
-    Parts come before the whole, so that a network with a rule of its own has the last word. A
-    weight under a parametrisation of torch.nn.utils (weight_norm, orthogonal, …) is drawn as if
-    it had none, and then parametrised. What is frozen, pretrained for example, stays as it is.
-    Raises ValueError if there are weights that no such method draws; the network is then as it was.
-    Introduced in *The minimax game*.
+    So a network may be asked about images or weights that are only tried, as Miyato et al. (2018)
+    do, and ``torch.func.grad``, which can't differentiate what it would change, goes through it.
+    Introduced in *Defenses*.
     """
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    frozen = _frozen(network)
-    for name, weight in network.named_parameters():
-        if weight.requires_grad and "parametrizations" not in name:
-            weight.fill_(torch.nan)  # what is NaN in the end was not drawn
-    for module in reversed(list(network.modules())):
-        if hasattr(module, "reset_parameters"):
-            _reset(module)
-    missed = [
-        name for name, w in network.named_parameters() if w.requires_grad and bool(w.isnan().any())
-    ]
-    network.load_state_dict(before if missed else {k: before[k] for k in frozen}, strict=False)
-    if missed:
-        allowed = "part of a module with a method reset_parameters, which draws it anew"
-        refuse("the weight", Words(f"{missed[0]} of {type(network).__name__}"), allowed)
+    held: list[_BatchNorm] = []
 
+    def hold(module: nn.Module, _: Any) -> None:
+        if isinstance(module, _BatchNorm) and module.track_running_stats:
+            module.track_running_stats = False
+            held.append(module)
 
-def _frozen(network: nn.Module) -> list[str]:
-    """Return the names of frozen weights, and of the buffers of parts that are frozen."""
-    names = []
-    for prefix, module in network.named_modules():
-        own = list(module.named_parameters(prefix, recurse=False))
-        names += [name for name, weight in own if not weight.requires_grad]
-        if own and not any(weight.requires_grad for _, weight in own):
-            names += [name for name, _ in module.named_buffers(prefix, recurse=False)]
-    return names
-
-
-def _reset(module: nn.Module) -> None:
-    """Call ``module.reset_parameters()``, through its parametrisations if it has some."""
-    if not parametrize.is_parametrized(module):
-        module.reset_parameters()  # type: ignore[operator]
-        return
-    names = list(module.parametrizations)  # type: ignore[arg-type]
-    with parametrize.cached():  # the rule draws into what is cached
-        module.reset_parameters()  # type: ignore[operator]
-        fresh = {name: getattr(module, name).clone() for name in names}
-    for name, value in fresh.items():
-        setattr(module, name, value)
+    hook = register_module_forward_pre_hook(hold)
+    try:
+        yield
+    finally:
+        hook.remove()
+        for module in held:
+            module.track_running_stats = True
 
 
 class Normalise(nn.Module):

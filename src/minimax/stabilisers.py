@@ -3,55 +3,15 @@
 The layers go into a discriminator or a generator, the players into ``play``.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.module import register_module_forward_pre_hook
 
-from minimax.errors import Words, check_count, check_number, refuse
+from minimax.errors import Words, check_count, check_made, check_number, refuse
 from minimax.game import Player
-
-
-@contextmanager
-def statistics_held() -> Iterator[None]:
-    """Let batch normalisations in training go by the batch, and leave their running statistics.
-
-    So a network may be asked about images or weights that are only tried, as Miyato et al. (2018)
-    do, and ``torch.func.grad``, which can't differentiate what it would change, goes through it.
-    Introduced in *Defenses*.
-    """
-    held: list[_BatchNorm] = []
-
-    def hold(module: nn.Module, _: Any) -> None:
-        if isinstance(module, _BatchNorm) and module.track_running_stats:
-            module.track_running_stats = False
-            held.append(module)
-
-    hook = register_module_forward_pre_hook(hold)
-    try:
-        yield
-    finally:
-        hook.remove()
-        for module in held:
-            module.track_running_stats = True
-
-
-def check_made(network: str, made: Tensor, rows: int, like: Tensor) -> Tensor:
-    """Return ``made``, the answer of ``network``, or refuse it unless its rows are as ``like``'s.
-
-    It has to be of shape (``rows``, …), where … is that of ``like``: differences of other shapes
-    would be broadcast without a word. Introduced in *Mode collapse*.
-    """
-    wanted = (rows, *like.shape[1:])
-    if made.shape != wanted:
-        refuse(network, Words(f"giving shape {tuple(made.shape)}"), f"giving {wanted}")
-    return made
 
 
 def smoothed(D: nn.Module, G: nn.Module, target: float = 0.9, **options: Any) -> list[Player]:

@@ -19,7 +19,7 @@ from minimax.game.engine import Captured, Game
 from minimax.game.parallel import is_first
 from minimax.game.player import Batches, Player, processes
 from minimax.game.side import NotFinite
-from minimax.networks import reinitialise
+from minimax.game.start import reinitialise
 
 Watch = Mapping[str, Callable[[], Tensor | float]]
 CHECK_EVERY = 100  # rounds between looks at the losses on a GPU: each look waits for it

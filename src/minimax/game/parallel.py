@@ -74,15 +74,18 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         moments = torch.stack([x.float().mean(axes), x.float().square().mean(axes)])
         mean, square = all_reduce(moments) / processes()
         variance = square - mean**2
-        with torch.no_grad():
-            count = x.numel() / x.shape[1] * processes()
-            share = self.momentum or 0.1
-            self.running_mean.lerp_(mean, share)  # type: ignore[union-attr]
-            self.running_var.lerp_(variance * count / (count - 1), share)  # type: ignore[union-attr]
-            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        if self.track_running_stats:
+            self._remember(mean, variance, x.numel() / x.shape[1] * processes())
         scale = self.weight / (variance + self.eps).sqrt()
         shift = self.bias - mean * scale
         return (x * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor, count: float) -> None:
+        share = self.momentum or 0.1
+        self.running_mean.lerp_(mean, share)  # type: ignore[union-attr]
+        self.running_var.lerp_(variance * count / (count - 1), share)  # type: ignore[union-attr]
+        self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
 
 
 def share_statistics(network: nn.Module) -> None:
