@@ -191,7 +191,7 @@ def test_text_in_figures_is_legible_in_both_themes(chapter, name):
 
 
 def test_without_scripts_there_is_a_plain_picture(driver, tmp_path):
-    source = (HTML / "book/adversarial_examples.html").read_text()
+    source = (HTML / "book/adversarial_examples.html").read_text("utf-8")
     figure = re.search(r"<figure data-explore.*?</figure>", source, flags=re.DOTALL)[0]
     (tmp_path / "page.html").write_text(f"<!doctype html><meta charset=utf-8>{figure}")
     plain = chrome(tmp_path / "profile", "--blink-settings=scriptEnabled=false")
@@ -209,7 +209,7 @@ def test_without_scripts_there_is_a_plain_picture(driver, tmp_path):
 
 @pytest.mark.parametrize("name", chapters())
 def test_explorable_figures_stay_small(name):
-    source = (HTML / f"book/{name}.html").read_text()
+    source = (HTML / f"book/{name}.html").read_text("utf-8")
     figures = re.findall(r"<figure data-explore.*?</figure>", source, flags=re.DOTALL)
     assert len(figures) >= 2
     assert max(len(figure.encode()) for figure in figures) <= 1_500_000
@@ -235,12 +235,12 @@ def test_the_results_page_lists_every_claim_and_table(driver, site, name):
 
 def compared(name):
     """The cells of a chapter that set a table beside the papers'."""
-    source = (ROOT / f"book/{name}.md").read_text()
+    source = (ROOT / f"book/{name}.md").read_text("utf-8")
     return "".join(re.findall(r"recorded\.compare\(.*?```", source, flags=re.DOTALL))
 
 
 def test_no_launch_button_without_an_address(chapter):
-    config = (ROOT / "_config.yml").read_text()
+    config = (ROOT / "_config.yml").read_text("utf-8")
     buttons = chapter.find_elements(By.CSS_SELECTOR, ".dropdown-launch-buttons")
     assert bool(buttons) == ('url: ""' not in config)
 

@@ -132,9 +132,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(whole, tmp_
 def test_a_foreign_checkpoint_is_named_and_the_one_before_it_is_used(whole, tmp_path):
     folder = copy_of(whole, tmp_path)
     path = folder / "round-00000040.json"
-    record = json.loads(path.read_text())
+    record = json.loads(path.read_text("utf-8"))
     record["game"]["players"][1]["options"]["lr"] = 0.5
-    path.write_text(json.dumps(record))
+    path.write_text(json.dumps(record), "utf-8")
     _, err = finish(start(folder, 0, tmp_path / "result"))
     assert "belongs to another game: players 2 options lr is 0.5 there and 0.001 here" in err
     again, expected = load_file(tmp_path / "result"), load_file(whole / "result")
@@ -208,7 +208,7 @@ def test_a_checkpoint_that_was_damaged_and_is_written_again_counts(tmp_path):
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_folder_that_can_not_be_made_is_refused_before_the_first_round(tmp_path, inside):
     file = tmp_path / "game.pt"
-    file.write_text("x")
+    file.write_text("x", "utf-8")
 
     def never(generator):
         raise AssertionError("a round was played")
@@ -277,9 +277,9 @@ def test_a_checkpoint_of_another_kind_of_device_is_taken_up(tmp_path):
         tensors = load_file(path) | {"random/batches": torch.zeros(1, 16, dtype=torch.uint8)}
         save_file(tensors, path)
         record = path.with_suffix(".json")
-        content = json.loads(record.read_text())
+        content = json.loads(record.read_text("utf-8"))
         content["sha256"] = checkpoints.hashlib.sha256(path.read_bytes()).hexdigest()
-        record.write_text(json.dumps(content))
+        record.write_text(json.dumps(content), "utf-8")
     assert torch.equal(short(tmp_path, rounds=20), expected)  # finished: nothing is drawn
     on = [short(tmp_path, rounds=24, options={"checkpoint_every": 100}) for _ in range(1)]
     assert torch.isfinite(on[0]).all() and not torch.equal(on[0], expected)

@@ -71,7 +71,8 @@ def test_compare_puts_mean_and_spread_of_the_record_beside_this_run(tmp_path, mo
     monkeypatch.setattr(recorded, "FOLDER", tmp_path)
     (tmp_path / "c.json").write_text(
         '{"date": "2026-01-02", "commit": "abc", "device": "a CPU", "seconds": 9, "seeds": [0, 1],'
-        '"measured": {"error": [0.1, 0.3]}}'
+        '"measured": {"error": [0.1, 0.3]}}',
+        "utf-8",
     )
     recorded.compare("c", [("error", "9 %", 0.5)], caption="T", this_run="digits")
     (_, metadata), (provenance, _) = shown
@@ -82,7 +83,7 @@ def test_compare_puts_mean_and_spread_of_the_record_beside_this_run(tmp_path, mo
 
 def test_a_damaged_record_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(recorded, "FOLDER", tmp_path)
-    (tmp_path / "c.json").write_text('{"date": ')
+    (tmp_path / "c.json").write_text('{"date": ', "utf-8")
     with pytest.raises(ValueError, match=r"c\.json is damaged"):
         recorded.run("c")
 
@@ -91,7 +92,8 @@ def test_the_strip_shows_what_was_measured_and_says_what_was_not(tmp_path, monke
     monkeypatch.setattr(recorded, "FOLDER", tmp_path)
     recorded.run_time("c")
     (tmp_path / "timings.json").write_text(
-        '{"c": {"cpu": {"seconds": 41.2, "memory_gb": 1.04, "downloads_mb": 0.0, "date": "D"}}}'
+        '{"c": {"cpu": {"seconds": 41.2, "memory_gb": 1.04, "downloads_mb": 0.0, "date": "D"}}}',
+        "utf-8",
     )
     recorded.run_time("c")
     texts = [data["text/html"] for data, _ in shown]

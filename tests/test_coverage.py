@@ -185,6 +185,8 @@ def test_modes_far_from_the_origin_are_told_apart_in_either_precision():
     samples = centres.repeat(20, 1)
     for kind in (torch.float32, torch.float64):
         assert mode_scores(samples.to(kind), centres.to(kind), 0.01) == (36, 1.0, 0.0)
+    close = (centres.double() - 1000) * 1e-3 + 1e5
+    assert mode_scores(close.repeat(20, 1), close, 1e-5) == (36, 1.0, 0.0)
     high = torch.zeros(2, 40)
     high[1] = 0.1
     noise = torch.tensor([1.0, -1.0]).repeat(10)

@@ -246,6 +246,25 @@ def test_annealing_by_one_step_weighs_by_the_ratio_of_the_two_ends(machine):
     assert torch.allclose(found, -machine.free_energy(v) - log_base, atol=1e-5)
 
 
+def test_annealing_on_the_way_draws_both_layers_at_the_temperature_that_is_reached(machine):
+    base = torch.linspace(-1, 1, 6)
+    torch.manual_seed(0)
+    found = annealed_importance_sampling(machine, [0, 0.4, 1], 50, base)
+    torch.manual_seed(0)
+    W, a, b = machine.W.data, machine.a.data, machine.b.data
+
+    def log_p(v, beta):  # with the hidden units summed out
+        hidden = nn.functional.softplus(beta * (v @ W + b)).sum(1)
+        return v @ ((1 - beta) * base + beta * a) + hidden
+
+    first = torch.bernoulli(base.sigmoid().expand(50, -1))
+    h = torch.bernoulli((0.4 * (first @ W + b)).sigmoid())
+    second = torch.bernoulli((0.6 * base + 0.4 * (a + h @ W.T)).sigmoid())
+    start = nn.functional.softplus(base).sum() + 4 * math.log(2)
+    steps = log_p(first, 0.4) - log_p(first, 0.0) + log_p(second, 1.0) - log_p(second, 0.4)
+    assert torch.allclose(found, start + steps, atol=1e-4)
+
+
 def test_the_mean_in_the_exponent_is_that_of_at_least_one_value():
     values = torch.tensor([[0.0, math.log(3)], [1.0, 1.0]])
     assert log_mean_exp(values, 1).tolist() == pytest.approx([math.log(2), 1])

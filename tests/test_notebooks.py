@@ -40,7 +40,7 @@ def test_sync_sees_a_difference_and_keeps_checked_outputs(tmp_path):
     for name in ("_tools/sync.py", "adversarial_examples.md", "adversarial_examples.ipynb"):
         (tmp_path / "book" / name).write_bytes((ROOT / "book" / name).read_bytes())
     text = tmp_path / "book/adversarial_examples.md"
-    text.write_text(text.read_text().replace("SEED = seed()", "SEED = seed() + 0"))
+    text.write_text(text.read_text("utf-8").replace("SEED = seed()", "SEED = seed() + 0"))
 
     def sync(*arguments):
         command = [sys.executable, str(tmp_path / "book/_tools/sync.py"), *arguments]
@@ -96,7 +96,7 @@ def test_claims_hold_for_other_seeds(chapter, seed, tmp_path):
 
 def test_recorded_runs_name_where_they_come_from():
     for path in (ROOT / "src/minimax/recorded").glob("*.json"):
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text("utf-8"))
         records = record.values() if path.stem == "timings" else [record]
         for one in records:
             for part in [one] if "date" in one else one.values():

@@ -88,7 +88,7 @@ def test_no_index_and_no_path_of_a_machine_in_any_file():
 
 def test_text_is_read_and_written_as_utf_8_on_any_machine():
     """Without an encoding a file is read as the machine's locale has it."""
-    paths = [path for part in ("src", "book/_tools", "benchmarks")
+    paths = [path for part in ("src", "book/_tools", "benchmarks", "tests")
              for path in (ROOT / part).rglob("*.py")]  # fmt: skip
     bad = []
     for path in paths:

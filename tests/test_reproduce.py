@@ -82,6 +82,7 @@ def test_in_another_repository_the_commit_is_unknown(repository, monkeypatch):
 def test_a_tree_with_changes_is_refused_unless_it_is_asked_for(repository, monkeypatch, tmp_path):
     root, _ = repository
     (root / "src/minimax/reproduce.py").write_text("changed = True", "utf-8")
+    monkeypatch.setattr(reproduce, "ROOT", ROOT)
     played = []
     monkeypatch.setattr(reproduce, "record_cells", lambda *a, **k: played.append(a))
     command = ["reproduce", "mode_collapse", "--table", "ring", "--scale", "quick"]
@@ -104,6 +105,7 @@ def test_a_tree_with_changes_is_refused_unless_it_is_asked_for(repository, monke
     ],
 )
 def test_an_option_of_another_run_is_refused(arguments, says, monkeypatch, capsys):
+    monkeypatch.setattr(reproduce, "ROOT", ROOT)
     monkeypatch.setattr(sys, "argv", ["reproduce", *arguments, "--dirty"])
     with pytest.raises(SystemExit):
         reproduce.main()
@@ -195,6 +197,7 @@ def test_the_record_is_written_before_its_checkpoints_are_removed(tmp_path, monk
 def test_a_chapter_is_recorded_seed_by_seed_and_with_its_device(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce.tempfile, "tempdir", str(tmp_path / "temporary"))
     monkeypatch.setattr(reproduce, "FOLDER", tmp_path)
+    monkeypatch.setattr(reproduce, "ROOT", ROOT)
     monkeypatch.setattr(reproduce, "_write", lambda name, record: records.append(record))
     records, executed = [], []
 

@@ -32,13 +32,13 @@ def test_tools(command):
 
 
 def test_the_package_stays_small():
-    assert max(len(path.read_text().splitlines()) for path in SOURCES) <= 500
+    assert max(len(path.read_text("utf-8").splitlines()) for path in SOURCES) <= 500
     assert sum(code_lines(path) for path in SOURCES) < 5000  # for eight chapters
 
 
 def code_lines(path):
     """Count the lines that are neither blank nor comment nor docstring."""
-    text = path.read_text()
+    text = path.read_text("utf-8")
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
     documented = [node for node in ast.walk(ast.parse(text)) if isinstance(node, kinds)]
     words = [node.body[0] for node in documented if ast.get_docstring(node)]
@@ -49,7 +49,7 @@ def code_lines(path):
 
 def test_nothing_is_pickled():
     for path in SOURCES:
-        text = path.read_text()
+        text = path.read_text("utf-8")
         assert "import pickle" not in text, path
         for call in re.findall(r"torch\.load\([^)]*\)", text):
             assert "weights_only=True" in call, path
@@ -62,7 +62,7 @@ def test_public_functions_are_typed_and_say_which_chapter_introduces_them():
     for path in SOURCES:
         if path.stem in INTERNAL:
             continue
-        for node in ast.parse(path.read_text()).body:
+        for node in ast.parse(path.read_text("utf-8")).body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_":
                 doc = " ".join((ast.get_docstring(node) or "").split())
                 if "Introduced in *" not in doc:
