@@ -193,7 +193,7 @@ def test_text_in_figures_is_legible_in_both_themes(chapter, name):
 def test_without_scripts_there_is_a_plain_picture(driver, tmp_path):
     source = (HTML / "book/adversarial_examples.html").read_text("utf-8")
     figure = re.search(r"<figure data-explore.*?</figure>", source, flags=re.DOTALL)[0]
-    (tmp_path / "page.html").write_text(f"<!doctype html><meta charset=utf-8>{figure}")
+    (tmp_path / "page.html").write_text(f"<!doctype html><meta charset=utf-8>{figure}", "utf-8")
     plain = chrome(tmp_path / "profile", "--blink-settings=scriptEnabled=false")
     try:
         plain.get((tmp_path / "page.html").as_uri())

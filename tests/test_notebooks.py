@@ -40,7 +40,8 @@ def test_sync_sees_a_difference_and_keeps_checked_outputs(tmp_path):
     for name in ("_tools/sync.py", "adversarial_examples.md", "adversarial_examples.ipynb"):
         (tmp_path / "book" / name).write_bytes((ROOT / "book" / name).read_bytes())
     text = tmp_path / "book/adversarial_examples.md"
-    text.write_text(text.read_text("utf-8").replace("SEED = seed()", "SEED = seed() + 0"))
+    changed = text.read_text("utf-8").replace("SEED = seed()", "SEED = seed() + 0")
+    text.write_text(changed, "utf-8")
 
     def sync(*arguments):
         command = [sys.executable, str(tmp_path / "book/_tools/sync.py"), *arguments]

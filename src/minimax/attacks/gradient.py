@@ -276,7 +276,8 @@ def gradient_of(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of the cross-entropy at ``x`` and the logits there, ``model`` frozen.
 
-    ``rows`` are the images' numbers in what is said of a gradient that is not finite.
+    ``rows`` are the images' numbers in what is said of a gradient that is not finite. Introduced in
+    *Adversarial examples*.
     """
     x = x.detach().requires_grad_()
     logits = differentiable(logits_of(model, x, y))
@@ -286,7 +287,10 @@ def gradient_of(
 
 
 def differentiable(logits: Tensor) -> Tensor:
-    """Return ``logits``, or refuse a model through which no gradient reaches the images."""
+    """Return ``logits``, or refuse a model through which no gradient reaches the images.
+
+    Introduced in *Adversarial examples*.
+    """
     if not logits.requires_grad:
         allowed = "differentiable (black-box attacks need no gradient)"
         refuse("model", Words("without a gradient in x"), allowed)
@@ -294,7 +298,10 @@ def differentiable(logits: Tensor) -> Tensor:
 
 
 def check_gradient(gradient: Tensor, rows: Tensor | None = None) -> Tensor:
-    """Return ``gradient`` (N, …), or refuse one that is not finite by the number of its image."""
+    """Return ``gradient`` (N, …), or refuse one that is not finite by the number of its image.
+
+    Introduced in *Adversarial examples*.
+    """
     bad = ~gradient.isfinite().flatten(1).all(1)
     if bad.any():
         first = bad.nonzero()[0, 0]
