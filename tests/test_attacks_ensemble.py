@@ -262,3 +262,34 @@ def test_cross_entropy_is_what_apgd_raises(network, digits):
     with torch.no_grad():
         before, after = (cross_entropy(network(images), y) for images in (x, found))
     assert after > before
+
+
+def test_a_target_that_is_no_other_class_is_named(network, digits):
+    x, y = digits.x[:4], digits.y[:4]
+    target = (y + 1) % 10
+    target[2] = y[2]
+    with pytest.raises(ValueError, match="target is the label itself at image 2"):
+        apgd(network, x, y, 0.1, loss="dlr", target=target)
+    with pytest.raises(ValueError, match="target is from 99 to 99"):
+        apgd(network, x, y, 0.1, loss="dlr", target=torch.full((4,), 99))
+
+
+def test_flat_images_are_attacked_where_no_squares_are_asked_for():
+    torch.manual_seed(0)
+    model, x = mlp(6, 5), torch.rand(8, 6)
+    y = predict(model, x).argmax(1)
+    found = auto_attack(model, x, y, 0.3, steps=5, queries=0)
+    assert found.after["Square"] < 1
+    with pytest.raises(ValueError, match=r"x is of shape \(8, 6\)"):
+        auto_attack(model, x, y, 0.3)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_the_ensemble_takes_networks_in_half_precision(kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).to(kind)
+    x = torch.rand(6, 1, 8, 8).to(kind)
+    y = model(x).argmax(1)
+    found = auto_attack(model, x, y, 0.25, steps=3, queries=5)
+    assert found.images.dtype == kind
+    assert (found.images - x).abs().max() <= 0.251

@@ -412,6 +412,34 @@ def test_a_network_in_half_precision_without_a_gradient_stays_where_it_is():
     assert moved.dtype == torch.float16 and torch.equal(moved, x)
 
 
+def test_a_start_is_finite_and_takes_the_precision_of_the_images(network, batch):
+    x, y = batch[0][:4], batch[1][:4]
+    with pytest.raises(ValueError, match="start is with NaN or infinity"):
+        pgd(network, x, y, 0.1, start=x * torch.nan)
+    one, other = (pgd(network, x, y, 0.1, start=s, steps=3) for s in (x, x.double()))
+    assert torch.equal(one, other)
+
+
+def test_what_a_model_raises_for_itself_is_not_blamed_on_the_images():
+    class Full(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 2).half()
+
+        def forward(self, x):
+            raise torch.OutOfMemoryError("out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        fgsm(Full(), torch.rand(2, 4), torch.zeros(2, dtype=torch.long), 0.1)
+
+
+def test_a_pixel_outside_by_rounding_is_a_pixel(network, batch):
+    x, y = batch[0][:4].clone(), batch[1][:4]
+    x[0, 0, 0, 0], x[1, 0, 0, 0] = -1e-8, 1 + 1e-7
+    moved = pgd(network, x, y, 0.1, steps=2)
+    assert moved.min() >= 0 and moved.max() <= 1
+
+
 def test_an_infinite_gradient_is_named_with_its_image():
     class Root(nn.Module):
         def forward(self, x):

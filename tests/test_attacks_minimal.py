@@ -87,8 +87,8 @@ def test_lbfgs_reaches_every_target_within_the_box(network, correct):
 
 def test_lbfgs_finds_the_exact_answer_of_a_linear_classifier():
     # Inside the box, the nearest point of the other class lies along the difference of the weights.
-    model = nn.Sequential(nn.Flatten(), nn.Linear(20, 2)).double()
     torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(20, 2)).double()
     x = torch.full((1, 20), 0.5).double()
     with torch.no_grad():
         w = model[1].weight[1] - model[1].weight[0]
@@ -123,6 +123,8 @@ def test_an_image_that_cannot_be_turned_comes_back_unchanged(attack):
         (lbfgs, {"c": 0}, "c is 0"),
         (lbfgs, {"iterations": 0}, "iterations is 0"),
         (lbfgs, {"search_steps": -1}, "search_steps is -1"),
+        (lbfgs, {"target": torch.tensor([99])}, "^target is from 99 to 99"),
+        (lbfgs, {"target": torch.tensor([1.0])}, r"^target is \(1,\) torch.float32"),
         (carlini_wagner, {"confidence": -1}, "confidence is -1"),
         (carlini_wagner, {"steps": 0}, "steps is 0"),
         (carlini_wagner, {"learning_rate": 0}, "learning_rate is 0"),
@@ -130,5 +132,6 @@ def test_an_image_that_cannot_be_turned_comes_back_unchanged(attack):
     ],
 )
 def test_bad_input_gets_one_clear_sentence(network, attack, options, message):
+    label = "target" if attack is lbfgs else "y"
     with pytest.raises(ValueError, match=message):
-        attack(network, torch.rand(1, 1, 8, 8), torch.tensor([0]), **options)
+        attack(network, torch.rand(1, 1, 8, 8), **({label: torch.tensor([0])} | options))

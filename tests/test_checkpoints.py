@@ -231,6 +231,7 @@ def test_a_folder_that_can_not_be_made_is_refused_before_the_first_round(tmp_pat
         ({"average": 0.5}, "average is None there and 0.5 here"),
         ({"net": nn.Sequential(nn.BatchNorm1d(2), mlp(2, 8, 2))}, "another game: "),
         ({"options": {"key": "other data"}}, "key is None there and 'other data' here"),
+        ({"net": mlp(2, 8, 2).double(), "x": X.double()}, "another game: "),
         ({"options": {"seed": 1}}, "seed is 0 there and 1 here"),
         ({"options": {"copies": 2}}, "copies is None there and 2 here"),
     ],
@@ -328,3 +329,79 @@ def test_a_checkpoint_that_somebody_removed_stops_nothing(tmp_path):
 
     short(tmp_path, batches=removing)
     assert rounds_in(tmp_path) == [15, 20]
+
+
+@pytest.mark.filterwarnings("ignore:The checkpoint")
+@pytest.mark.parametrize("copies", [None, 2])
+def test_a_refused_folder_leaves_the_networks_alone(tmp_path, copies):
+    short(tmp_path, rounds=10)
+    torch.manual_seed(3)
+    net = mlp(2, 8, 2)
+    before = torch.cat([weight.detach().flatten() for weight in net.parameters()]).clone()
+    for change in ({"lr": 0.5}, {"size": 4} if copies is None else {"lr": 0.25}):
+        with pytest.raises(ValueError, match="name another folder"):
+            short(tmp_path, rounds=20, net=net, options={"copies": copies}, **change)
+        assert torch.equal(
+            torch.cat([weight.detach().flatten() for weight in net.parameters()]), before
+        )
+
+
+def test_batches_that_look_at_the_network_see_the_weights_of_the_checkpoint(tmp_path):
+    def game(folder, rounds):
+        torch.manual_seed(0)
+        net = mlp(2, 8, 2)
+
+        def hardest(generator):
+            rows = torch.randint(200, (64,), generator=generator)
+            with torch.no_grad():
+                cost = cross_entropy(net(X[rows]), Y[rows], reduction="none")
+            rows = rows[cost.argsort()[-16:]]
+            return X[rows], Y[rows]
+
+        return short(folder, rounds=rounds, net=net, batches=hardest)
+
+    game(tmp_path / "parts", 20)
+    assert torch.equal(game(tmp_path / "parts", 30), game(tmp_path / "whole", 30))
+
+
+@pytest.mark.filterwarnings("ignore:The checkpoint")
+def test_a_checkpoint_of_another_game_is_never_overwritten(tmp_path):
+    short(tmp_path / "other", rounds=10, lr=0.5)
+    short(tmp_path / "own", rounds=5)
+    for path in (tmp_path / "other").glob("round-00000010*"):
+        (tmp_path / "own" / path.name).write_bytes(path.read_bytes())
+    foreign = (tmp_path / "own/round-00000010.json").read_bytes()
+    with pytest.warns(UserWarning, match=r"round-00000010.json belongs to another game"):
+        short(tmp_path / "own", rounds=15)
+    assert (tmp_path / "own/round-00000010.json").read_bytes() == foreign
+    assert rounds_in(tmp_path / "own") == [5, 10, 15]
+
+
+@pytest.mark.filterwarnings("ignore:The checkpoint")
+def test_checkpoints_of_an_older_format_are_left_alone(tmp_path):
+    short(tmp_path, rounds=10)
+    for path in tmp_path.glob("*.json"):
+        old = path.read_text("utf-8").replace(checkpoints.FORMAT, "minimax game 1")
+        path.write_text(old, "utf-8")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="its format is 'minimax game 1'"):
+        short(tmp_path, rounds=10)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_a_killed_run_left_half_written_is_swept(tmp_path):
+    (tmp_path / "round-00000005.safetensors.0123abcd.partial").write_bytes(b"half")
+    short(tmp_path, rounds=5)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_schedule_is_never_asked_about_the_end_of_the_game(tmp_path):
+    short(tmp_path, schedule=lambda share: 0.1 / (1 - share))
+
+
+@pytest.mark.filterwarnings("ignore:The checkpoint")
+def test_schedules_that_differ_between_tenths_are_told_apart(tmp_path):
+    early, late = ({"schedule": lambda share, t=t: float(share < t)} for t in (0.51, 0.59))
+    short(tmp_path, rounds=40, **early)
+    with pytest.raises(ValueError, match="schedule"):
+        short(tmp_path, rounds=40, **late)

@@ -323,7 +323,7 @@ class Broken(nn.Module):
 
 
 def test_a_network_that_returns_nan_is_not_certified():
-    with pytest.raises(ValueError, match="model is returning NaN or infinity"):
+    with pytest.raises(ValueError, match="network is returning NaN or infinity"):
         certify(Broken(), GREY, 0.25, samples=200)
 
 
@@ -409,7 +409,7 @@ def test_batches_that_do_not_fit_are_named(loss, batch, named):
         (lambda n, x: certify(n, x, 0.5, alpha="0.1"), "alpha is '0.1'"),
         (lambda n, x: certify(n, x, 0.5, alpha=0), "alpha is 0"),
         (lambda n, x: certify(n, x[:0], 0.5), "x is"),
-        (lambda n, x: certify(nn.Flatten(0), x, 0.5), "model is returning shape"),
+        (lambda n, x: certify(nn.Flatten(0), x, 0.5), "network is returning shape"),
         (lambda n, x: adversarial_training(n, math.nan), "epsilon"),
         (lambda n, x: adversarial_training(n, 0.1, steps=0), "steps"),
         (lambda n, x: adversarial_training(n, 0.1, mix=2), "mix is 2"),

@@ -389,3 +389,26 @@ def test_flow_draws_boxes_and_arrows_and_refuses_an_arrow_to_nowhere(markup):
     with pytest.raises(ValueError, match="an arrow is 'z→D'; it has to be 'a→b' between two of z"):
         figures.flow(places, ["z→D"], [], moving="G", colour="C2")
     plt.close("all")
+
+
+@pytest.mark.parametrize("style", ["dark_background", "seaborn-v0_8-darkgrid", "ggplot", "bmh"])
+def test_a_readers_own_style_leaves_no_white_ground_and_no_grey_text(markup, style):
+    with plt.style.context(style):
+        fig, axes = plt.subplots()
+        axes.plot([0, 1], [0, 1])
+        axes.set_xlabel("x", color="C0")
+        axes.set_title("A title")
+        fig.text(0.5, 0.01, "below")
+        html = markup(lambda: figures.show(fig, alt="A rising line, in a style of the reader's."))
+    assert "#ffffff" not in html
+    for text in re.findall(r"<text[^>]*>", html):
+        colours = re.findall(r"fill: ?(#[0-9a-f]{6})", text)
+        assert all(len(set(re.findall("..", colour[1:]))) > 1 for colour in colours), text
+
+
+def test_black_data_on_a_dark_ground_stay_black(markup):
+    with plt.style.context("dark_background"):
+        fig, axes = plt.subplots()
+        axes.plot([0, 1], [0, 1], color="black")
+        html = markup(lambda: figures.show(fig, alt="A black line on a dark ground."))
+    assert "#000000" in html

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import mse_loss, softplus
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -179,6 +180,41 @@ def test_a_network_and_a_part_of_it_play_together(outer):
     D, together = nested_game(outer, seed=0, copies=2)
     assert torch.isfinite(D(DATA)).all()  # the user's network can still be used
     assert all(losses.shape == (20, 2) for losses in together.losses.values())
+
+
+def shared_game(kind, **options):
+    """Networks with a part in common, or with one that is used twice."""
+    torch.manual_seed(6)
+    body, twice = mlp(2, 8, 2), nn.Linear(2, 2)
+    A = nn.Sequential(body, nn.Linear(2, 1))
+    B = nn.Sequential(twice, nn.ReLU(), twice) if kind == "twice" else nn.Sequential(body, twice)
+    players = [
+        Player(A, lambda real, noise: softplus(-A(real)).mean(), lr=1e-2, average=0.9, name="a"),
+        Player(B, lambda real, noise: B(real).square().mean(), lr=1e-2, average=0.9, name="b"),
+    ]
+    return (A, B), players, play(players, BATCHES, rounds=20, seed=0, **options)
+
+
+@pytest.mark.parametrize("kind", ["shared", "twice"])
+@pytest.mark.parametrize("copies", [None, 2])
+def test_looking_at_shared_parts_changes_nothing_and_they_play_on(kind, copies):
+    (A, B), players, history = shared_game(kind, copies=copies)
+    before = state(A, B)
+    for averaged in (False, True):
+        history.each(lambda: A(DATA).mean() + B(DATA).mean(), averaged=averaged)
+        assert apart(state(A, B), before) == 0
+        assert all(weight.requires_grad for net in (A, B) for weight in net.parameters())
+    play(players, BATCHES, rounds=5, seed=1)
+    assert (A[0][0].weight - before[0]).abs().max() > 1e-3
+    if copies:  # as one game plays it
+        own = seed_of(0, 1)
+        (A, B), players, _ = shared_game(kind)
+        torch.manual_seed(own)
+        for network in (A, B):
+            reinitialise(network)
+        alone = play(players, BATCHES, rounds=20, seed=own)
+        for name, losses in alone.losses.items():
+            assert (history.losses[name][:, 1] - losses).abs().max() < 1e-5
 
 
 def test_turns_take_a_batch_each_and_players_share_them():
@@ -556,6 +592,13 @@ def test_bad_games_are_refused_in_one_sentence(options, message):
     assert str(caught.value).count("\n") == 0
 
 
+def test_a_sparse_gradient_is_named():
+    rows = nn.Embedding(4, 2, sparse=True)
+    player = Player(rows, lambda real, noise: rows(torch.tensor([1, 2])).sum())
+    with pytest.raises(ValueError, match="loss of player 'player 1' is with a sparse gradient"):
+        play([player], BATCHES, rounds=1)
+
+
 def test_what_is_watched_keeps_its_shape():
     shapes = iter(range(1, 9))
     with pytest.raises(ValueError, match=r"watch is 'odd'.* it gave \(1,\) and \(2,\)"):
@@ -630,6 +673,65 @@ def test_a_frozen_pretrained_part_is_the_same_in_all_copies():
     assert torch.equal(trunk[0].weight, before[0])
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda: nn.BatchNorm1d(4, affine=False),
+        lambda: nn.Sequential(nn.BatchNorm1d(4, affine=False)),
+        lambda: orthogonal(nn.Linear(4, 4)),
+    ],
+)
+def test_what_lies_in_a_frozen_part_is_frozen_with_it(part):
+    trunk = nn.Sequential(nn.Linear(2, 4), part())
+    trunk(DATA)
+    trunk.requires_grad_(False)
+    net = nn.Sequential(trunk, nn.Linear(4, 1))
+    before = state(trunk)
+    reinitialise(net)
+    assert apart(state(trunk), before) == 0
+
+
+@pytest.mark.parametrize(
+    ("layer", "named"),
+    [
+        (lambda: parametrise_plainly(nn.Linear(2, 2)), "under a parametrisation with an inverse"),
+        (lambda: weight_norm(Bare(), "scale"), "a method reset_parameters, which draws it anew"),
+    ],
+)
+def test_a_network_that_can_not_be_drawn_anew_stays_as_it_was(layer, named):
+    net = nn.Sequential(nn.Linear(2, 2), layer())
+    before = state(net)
+    with pytest.raises(ValueError, match=named):
+        reinitialise(net)
+    assert apart(state(net), before) == 0
+
+
+class Bare(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3, 3))
+
+
+def parametrise_plainly(layer):
+    class Symmetric(nn.Module):
+        def forward(self, x):
+            return x + x.T
+
+    parametrize.register_parametrization(layer, "weight", Symmetric())
+    return layer
+
+
+def test_an_initialise_that_does_not_reach_the_weights_is_refused():
+    net = weight_norm(nn.Linear(2, 1))
+
+    def initialise(network):
+        nn.init.normal_(network.weight)
+
+    player = Player(net, lambda real, noise: net(real).square().mean())
+    with pytest.raises(ValueError, match=r"initialise is leaving .* alike in all copies"):
+        play([player], BATCHES, rounds=1, copies=2, initialise=initialise)
+
+
 def test_a_scalar_weight_can_be_clipped_in_copies():
     class Scaled(nn.Module):
         def __init__(self):
@@ -673,6 +775,25 @@ def test_a_refused_game_leaves_the_networks_alone():
     before = state(D, G)
     with pytest.raises(ValueError, match="optimiser is Adafactor"):
         play(non_saturating(D, G, optimiser=torch.optim.Adafactor), BATCHES, rounds=1, copies=2)
+    assert apart(state(D, G), before) == 0
+
+
+@pytest.mark.parametrize("stop", ["drawing", "refused"])
+def test_copies_that_never_began_leave_the_networks_alone(stop, tmp_path):
+    D, G = networks()
+    before, drawn = state(D, G), []
+
+    def initialise(network):
+        drawn.append(network)
+        if stop == "drawing" and len(drawn) == 3:
+            raise KeyboardInterrupt
+        reinitialise(network)
+
+    (tmp_path / "file").write_text("x", "utf-8")
+    folder = tmp_path / "file" if stop == "refused" else None
+    with pytest.raises((KeyboardInterrupt, ValueError)):
+        play(non_saturating(D, G), BATCHES, rounds=1, copies=2, initialise=initialise,
+             checkpoint=folder)  # fmt: skip
     assert apart(state(D, G), before) == 0
 
 
@@ -738,6 +859,54 @@ def test_after_an_infinite_loss_the_networks_hold_the_last_finite_weights():
     with pytest.raises(NonFiniteLoss, match="is inf in round 1"):
         play([Player(line, boom, lr=1.0)], BATCHES, rounds=9)
     assert apart(state(line), before) == 0
+
+
+@pytest.mark.parametrize("copies", [None, 2])
+def test_a_bad_batch_leaves_no_trace_in_the_statistics(copies):
+    _, G = networks()
+    draw, drawn = minibatches(DATA, size=32, noise=3), [0]
+
+    def batches(generator):
+        drawn[0] += 1
+        real, noise = draw(generator)
+        return real, noise * (torch.inf if drawn[0] > 4 * (copies or 1) else 1.0)
+
+    with pytest.raises(NonFiniteLoss) as caught:
+        play([Player(G, lambda r, noise: G(noise).square().mean())], batches, rounds=9,
+             copies=copies)  # fmt: skip
+    assert all(value.isfinite().all() for value in state(G))
+    assert caught.value.history.each(lambda: G[1].running_mean).isfinite().all()
+    assert repr(caught.value.history).startswith("<History of 4 rounds")
+
+
+def test_a_step_that_overflows_is_not_taken(tmp_path):
+    line = nn.Linear(2, 1)
+    before = state(line)
+    player = Player(
+        line, lambda real, noise: 1e20 * line(real).sum(), lr=1e30, optimiser=torch.optim.SGD
+    )
+    with pytest.raises(NonFiniteLoss, match="The step of player 'player 1' is NaN or infinite"):
+        play([player], BATCHES, rounds=1, checkpoint=tmp_path)
+    assert apart(state(line), before) == 0
+    assert not list(tmp_path.glob("round-*"))
+
+
+def test_a_loss_that_is_bad_in_the_first_round_leaves_a_history_of_none():
+    line = nn.Linear(2, 1)
+    with pytest.raises(NonFiniteLoss) as caught:
+        play([Player(line, lambda real, noise: line(real).sum() * torch.nan)], BATCHES, rounds=2)
+    assert repr(caught.value.history) == "<History of 0 rounds>"
+
+
+def test_clipping_bounds_even_a_gradient_whose_square_overflows():
+    line = nn.Linear(2, 1, bias=False)
+    nn.init.zeros_(line.weight)
+    player = Player(
+        line, lambda real, noise: 1e25 * line.weight.sum(), lr=1.0, clip=1.0,
+        optimiser=torch.optim.SGD,
+    )  # fmt: skip
+    play([player], BATCHES, rounds=1)
+    assert torch.allclose(line.weight, torch.full((1, 2), -(0.5**0.5)))
 
 
 def test_a_large_finite_gradient_is_no_fault():

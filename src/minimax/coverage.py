@@ -71,8 +71,11 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
     _check_pair(real, fake, k + 1)
 
     def covered(points: Tensor, others: Tensor) -> float:
-        radius = _distances(others, others).kthvalue(k + 1).values  # the nearest is itself
-        return (_distances(points, others) <= radius).any(1).float().mean().item()
+        centre = others.double().mean(0)  # so that the fast form of distances loses no digits
+        near, far = points.double() - centre, others.double() - centre
+        rounding = 1e-7 * far.norm(dim=1).max()
+        radius = torch.cdist(far, far).kthvalue(k + 1).values + rounding  # the nearest is itself
+        return (torch.cdist(near, far) <= radius).any(1).float().mean().item()
 
     return covered(fake, real), covered(real, fake)
 

@@ -220,7 +220,7 @@ def certify(
         said = []
         for part in torch.arange(count).split(batch_size):
             noise = torch.randn((len(part), *image.shape), dtype=x.dtype, device=x.device)
-            logits = logits_of(network, image + sigma * noise)
+            logits = logits_of(network, image + sigma * noise, argument="network")
             said.append(one_hot(logits.argmax(1), logits.shape[1]).sum(0))
         return torch.stack(said).sum(0)
 

@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+ROUNDING = 1e-6  # by which a pixel may lie outside [0, 1]
+
 
 class Words(str):
     """A value described in words, which an error shows without quotes."""
@@ -65,7 +67,7 @@ def check_pixels(argument: str, x: Tensor) -> None:
         allowed = "a non-empty batch of images, a float tensor of shape (N, …)"
         refuse(argument, described(x), allowed)
     low, high = x.min().item(), x.max().item()
-    if not (low >= 0.0 and high <= 1.0):  # written so that NaN is refused too
+    if not (low >= -ROUNDING and high <= 1.0 + ROUNDING):  # written so that NaN is refused too
         span = Words(f"between {low:g} and {high:g}")
         refuse(argument, span, "between 0 and 1 (ε is in pixel units)")
 
@@ -80,10 +82,10 @@ def check_labels(argument: str, y: Tensor, images: int) -> Tensor:
     return y.long()
 
 
-def check_images(x: Tensor, y: Tensor) -> Tensor:
+def check_images(x: Tensor, y: Tensor, labels: str = "y") -> Tensor:
     """Refuse ``x`` unless it is a float batch in [0, 1]; return ``y``, its labels, as int64."""
     check_pixels("x", x)
-    return check_labels("y", y, len(x))
+    return check_labels(labels, y, len(x))
 
 
 def check_model(model: nn.Module) -> None:
@@ -94,11 +96,16 @@ def check_model(model: nn.Module) -> None:
 
 
 def check_logits(
-    logits: Tensor, images: int, y: Tensor | None = None, argument: str = "model"
+    logits: Tensor,
+    images: int,
+    y: Tensor | None = None,
+    argument: str = "model",
+    labels: str = "y",
 ) -> Tensor:
     """Return ``logits``; refuse a model whose output is not one finite row per image.
 
-    With the labels ``y`` (N,), refuse one that is no class of the model.
+    With the labels ``y`` (N,), refuse one that is no class of the model. Both are called so in what
+    is said.
     """
     if not isinstance(logits, Tensor):
         got = Words(f"returning {type(logits).__name__}")
@@ -113,11 +120,17 @@ def check_logits(
         refuse(argument, got, "returning finite logits on images in [0, 1]")
     if y is not None and len(y) and (y.min() < 0 or y.max() >= logits.shape[1]):
         span = Words(f"from {y.min().item()} to {y.max().item()}")
-        refuse("y", span, f"from 0 to {logits.shape[1] - 1}, the classes that the model knows")
+        refuse(labels, span, f"from 0 to {logits.shape[1] - 1}, the classes that the model knows")
     return logits
 
 
-def logits_of(model: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
+def logits_of(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor | None = None,
+    argument: str = "model",
+    labels: str = "y",
+) -> Tensor:
     """Return the logits (N, classes) of ``model`` at ``x`` (N, …), checked as by check_logits.
 
     Images of another precision than the model's weights are refused by name.
@@ -125,12 +138,13 @@ def logits_of(model: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
     check_model(model)
     try:
         logits = model(x)
-    except RuntimeError:
+    except RuntimeError as error:
         weight = next((w for w in model.parameters() if w.is_floating_point()), None)
-        if weight is None or weight.dtype == x.dtype:
+        told = any(words in str(error) for words in ("dtype", "scalar type", "should be the same"))
+        if not told or weight is None or weight.dtype == x.dtype:
             raise
         refuse("x", Words(str(x.dtype)), f"{weight.dtype}, as the weights of the model are")
-    return check_logits(logits, len(x), y)
+    return check_logits(logits, len(x), y, argument, labels)
 
 
 def check_made(network: str, made: Tensor, rows: int, like: Tensor) -> Tensor:

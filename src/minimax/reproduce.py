@@ -253,7 +253,8 @@ def record_dcgan(data: str, folder: Path = FOLDER, **changed: Any) -> None:
     able = bf16_pays(parallel.start())
     settings = DCGANS[data] | changed
     settings["bf16"] = settings.get("bf16", True) and able
-    kept = checkpoint_folder(Path(tempfile.gettempdir()), f"dcgan-{data}", settings)
+    given = settings | {"folder": os.environ.get("MINIMAX_DATA")}
+    kept = checkpoint_folder(Path(tempfile.gettempdir()), f"dcgan-{data}", given)
     G, _, history = train_dcgan(dcgan_images(data), **settings, checkpoint=kept)
     if not parallel.is_first():
         return
@@ -320,7 +321,8 @@ def _played(
 ) -> tuple[dict[str, Any], Path]:
     """Return the record of ``cell`` and the folder with its checkpoints."""
     provenance = _provenance()
-    settings = {"cell": cell, "copies": copies, "changed": changed}
+    folder = os.environ.get("MINIMAX_DATA")
+    settings = {"cell": cell, "copies": copies, "changed": changed, "folder": folder}
     kept = checkpoint_folder(base, cell.name, settings)
     record = provenance | collapse.measured(cell, copies, kept, **changed)
     return record | {"device": device_used()}, kept

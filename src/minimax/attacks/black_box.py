@@ -146,7 +146,7 @@ def square(
 
     def coins(*shape: int) -> Tensor:
         random = torch.rand(shape, generator=generator)
-        return (2.0 * (random < 0.5) - 1).to(x.device)
+        return (2.0 * (random < 0.5) - 1).to(x)
 
     best = (x + epsilon * coins(n, channels, 1, width)).clamp(0, 1)
     lowest = lead(best, y)

@@ -43,6 +43,9 @@ def dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     if logits.shape[1] < DLR_CLASSES:
         got = Words(f"returning {logits.shape[1]} classes")
         refuse("model", got, f"returning at least {DLR_CLASSES} for the loss 'dlr'")
+    if target.min() < 0 or target.max() >= logits.shape[1]:
+        span = Words(f"from {target.min().item()} to {target.max().item()}")
+        refuse("target", span, f"from 0 to {logits.shape[1] - 1}, the classes of the model")
     ordered = logits.sort(1, descending=True).values
     scale = ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2
     own, wanted = (logits.gather(1, k[:, None])[:, 0] for k in (y, target))
@@ -82,6 +85,8 @@ def apgd(
     if loss == "dlr" and target is None:
         refuse("target", target, "one class per image with the loss 'dlr'")
     target = y if target is None else check_labels("target", target, len(x))
+    if loss == "dlr" and (same := (target == y).nonzero()).numel():
+        refuse("target", Words(f"the label itself at image {int(same[0])}"), "another class than y")
     with frozen(model):
         parts = zip(*(t.split(batch_size) for t in (x, y, target)), strict=True)
         ascend = partial(_ascend, model, LOSSES[loss], epsilon, steps, generator)
@@ -213,11 +218,11 @@ def auto_attack(
     range. Introduced in *Defenses*.
     """
     y, epsilon = check_images(x, y), check_number("epsilon", epsilon)
-    if x.dim() != 4:
-        refuse("x", Words(f"of shape {tuple(x.shape)}"), "of shape (N, channels, height, width)")
     steps, batch_size = check_count("steps", steps), check_count("batch_size", batch_size)
     targets = check_count("targets", targets, at_least=0)
     queries = check_count("queries", queries, at_least=0)
+    if queries and x.dim() != 4:
+        refuse("x", Words(f"of shape {tuple(x.shape)}"), "of shape (N, channels, height, width)")
     images, after = x.clone(), {}
 
     @torch.no_grad()

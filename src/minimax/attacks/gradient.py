@@ -124,8 +124,12 @@ def pgd(
     steps, restarts = check_count("steps", steps), check_count("restarts", restarts)
     batch_size = _batch_size(batch_size, x)
     momentum = check_number("momentum", momentum)
-    if start is not None and start.shape != x.shape:
-        refuse("start", tuple(start.shape), f"a tensor of the shape of x, {tuple(x.shape)}")
+    if start is not None:
+        if start.shape != x.shape:
+            refuse("start", tuple(start.shape), f"a tensor of the shape of x, {tuple(x.shape)}")
+        if not start.isfinite().all():
+            refuse("start", Words("with NaN or infinity"), "finite")
+        start = start.to(x)
 
     radii = _epsilons(epsilon, x)
     size = check_number("step_size", step_size) if step_size is not None else None

@@ -96,7 +96,8 @@ def _objective(
     assert classifier is not None
 
     def towards_target(image: Tensor) -> Tensor:
-        logits = check_logits(classifier(vae.encode(image)[0]), len(image), target)
+        codes = vae.encode(image)[0]
+        logits = check_logits(classifier(codes), len(image), target, "classifier", "target")
         return cross_entropy(logits, target, reduction="sum")
 
     return towards_target

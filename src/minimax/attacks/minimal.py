@@ -33,7 +33,7 @@ def lbfgs(
     no c works comes back unchanged. Raises ValueError for arguments out of range. Introduced in
     *Adversarial examples*.
     """
-    target = check_images(x, target)
+    target = check_images(x, target, "target")
     search_steps = check_count("search_steps", search_steps, at_least=0)
     iterations = check_count("iterations", iterations)
     c = check_number("c", c, at_least=1e-12)
@@ -59,7 +59,8 @@ def _lbfgs_one(
 
         def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
             image = as_image(flat).requires_grad_()
-            loss = cross_entropy(differentiable(logits_of(model, image, target)), target)
+            logits = differentiable(logits_of(model, image, target, labels="target"))
+            loss = cross_entropy(logits, target)
             gradient = check_gradient(torch.autograd.grad(loss, image)[0])
             r = flat - origin
             slope = 2 * c * r + gradient.flatten().double().cpu().numpy()

@@ -17,9 +17,11 @@ from xml.etree import ElementTree
 
 import matplotlib.pyplot as plt
 from IPython.display import HTML, display
-from matplotlib.colors import to_hex
+from matplotlib.axis import Tick
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
+from matplotlib.spines import Spine
 from matplotlib.text import Text
 from PIL import Image
 
@@ -161,18 +163,37 @@ def _svg(figure: Figure, alt: str) -> str:
 def _inks(figure: Figure) -> set[str]:
     """Return the colours that mean the page's text colour; prepare a figure of another style.
 
-    In one made for a dark ground the axes' labels are white, as is all that belongs to them.
+    In one made for a dark ground it is white, and black is a colour of the data. Where the ground
+    is any but white, text, spines and ticks in a shade of grey take the ink, and the grid is faint.
     """
     for text in figure.findobj(Text):
         text.set_usetex(False)
     patches = [figure.patch, *(axes.patch for axes in figure.axes)]
     grounds = {to_hex(patch.get_facecolor()) for patch in patches}
+    ink = "#ffffff" if sum(to_rgb(figure.get_facecolor())) < 1.5 else "#000000"
+    if grounds != {"#ffffff"}:
+        _take_ink(figure, ink)
     for legend in figure.findobj(Legend):
         frame = legend.get_frame()
         if to_hex(frame.get_facecolor()) in grounds:
             frame.set_facecolor("none")
-    labels = {to_hex(axes.xaxis.label.get_color()) for axes in figure.axes}
-    return {"#000000"} | labels & {"#ffffff"}
+    return {ink}
+
+
+def _take_ink(figure: Figure, ink: str) -> None:
+    def grey(colour: Any) -> bool:
+        return len({round(channel, 2) for channel in to_rgb(colour)}) == 1
+
+    for text in figure.findobj(Text):
+        if grey(text.get_color()):
+            text.set_color(ink)
+    for spine in figure.findobj(Spine):
+        if grey(spine.get_edgecolor()):
+            spine.set_edgecolor(ink)
+    for tick in figure.findobj(Tick):
+        for line in (tick.tick1line, tick.tick2line):
+            line.set_markeredgecolor(ink)
+        tick.gridline.set(color=ink, alpha=0.25)
 
 
 def _tidied(name: str, value: str, inks: set[str]) -> str:

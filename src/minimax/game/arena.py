@@ -40,6 +40,28 @@ class Arena(nn.Module):
         """Return all weights and buffers by name."""
         return dict(self.named_parameters()) | dict(self.named_buffers())
 
+    def put(self, state: State) -> None:
+        """Copy ``state`` into the networks."""
+        with torch.no_grad():
+            for name, own in self.state().items():
+                own.copy_(state[name])
+
+    def places(self) -> dict[str, str]:
+        """Return the name in ``state`` of what is in each place: what is shared has several."""
+        names = {id(value): name for name, value in self.state().items()}
+        return {
+            f"{prefix}.{own}": names[id(value)]
+            for prefix, part in self.named_modules()
+            for own, value in [*part._parameters.items(), *part._buffers.items()]
+            if value is not None
+        }
+
+    def using(self, places: dict[str, str], state: State, function: Any, *inputs: Tensor) -> Any:
+        """Return ``function(*inputs)`` with ``state`` in the networks' ``places``."""
+        # functional_call would tie names by itself, and swap a place that has two of them twice.
+        filled = {place: state[name] for place, name in places.items()}
+        return functional_call(self, filled, (function, *inputs), tie_weights=False)
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -73,22 +95,22 @@ class Weights:
         called: str = "function",
     ) -> Tensor:
         """Return what ``function`` gives with each copy's weights in place, stacked."""
-        state = self._chosen(averaged)
+        state, places = self._chosen(averaged), self.arena.places()
         with torch.no_grad(), evaluating(self.arena):
             if self.copies is None:
-                return _numbers(called, functional_call(self.arena, state, (function,))).clone()
+                return _numbers(called, self.arena.using(places, state, function)).clone()
             results = []
             for copy in range(self.copies):
                 one = {name: value[copy] for name, value in state.items()}
-                results.append(_numbers(called, functional_call(self.arena, one, (function,))))
+                results.append(_numbers(called, self.arena.using(places, one, function)))
             return torch.stack(results)
 
     def load(self, copy: int, averaged: bool) -> None:
         """Put the weights of ``copy`` into the networks."""
         state = self._chosen(averaged)
-        with torch.no_grad():
-            for name, own in self.arena.state().items():
-                own.copy_(state[name] if self.copies is None else state[name][copy])
+        if self.copies is not None:
+            state = {name: value[copy] for name, value in state.items()}
+        self.arena.put(state)
 
 
 def _numbers(called: str, given: object) -> Tensor:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
@@ -49,6 +50,7 @@ class Folder:
         self.path, self.game = Path(path), json.loads(json.dumps(game))
         self.lock = FileLock(self.path / ".lock", timeout=0)
         self.own: list[Path] = []  # what this run has written or taken up: only that is dropped
+        self.damaged: set[Path] = set()
 
     def __enter__(self) -> "Folder":
         if not is_first():
@@ -56,6 +58,8 @@ class Folder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock.acquire()
+            for partial in self.path.glob("round-*.partial"):  # of a run that was killed
+                partial.unlink()
         except Timeout:
             refuse("checkpoint", str(self.path), "a folder that no other running game uses")
         except (OSError, NotImplementedError) as error:
@@ -74,8 +78,19 @@ class Folder:
         """Keep ``tensors``, the state after ``now`` rounds; drop the oldest that is ours.
 
         If that fails, on a full disk for example, a warning says so and nothing half-written stays.
+        What belongs to another game is left alone.
         """
-        data = to_bytes({k: tensor.detach().cpu().contiguous() for k, tensor in tensors.items()})
+        path = self.path / f"round-{now:08d}.json"
+        if path.exists() and path not in {*self.own, *self.damaged}:
+            text = (
+                f"The checkpoint {path} belongs to another game and is left: name another folder."
+            )
+            warnings.warn(text, stacklevel=3)
+            return
+        whole = torch.contiguous_format
+        data = to_bytes(
+            {k: t.detach().cpu().clone(memory_format=whole) for k, t in tensors.items()}
+        )
         record = {
             "format": FORMAT,
             "round": now,
@@ -83,7 +98,6 @@ class Folder:
             "game": self.game,
             "sha256": hashlib.sha256(data).hexdigest(),
         }
-        path = self.path / f"round-{now:08d}.json"
         try:
             path.unlink(missing_ok=True)  # a damaged one: it must not speak for the new tensors
             write_whole(path.with_suffix(".safetensors"), data)
@@ -114,6 +128,8 @@ class Folder:
                     warnings.warn(f"The checkpoint {path} is refused: {error}.", stacklevel=3)
                 if isinstance(error, _Foreign):
                     foreign = f"The checkpoint {path} is refused: {error}; name another folder."
+                else:
+                    self.damaged.add(path)
                 continue
             self.own = [path, *self.own]
             found = found or checkpoint
@@ -138,8 +154,10 @@ class Folder:
             data = path.with_suffix(".safetensors").read_bytes()
         except (OSError, ValueError) as error:
             raise _Refused(f"it can't be read ({error})") from None
-        if not isinstance(record, dict) or record.get("format") != FORMAT:
-            raise _Refused(f"its format is not {FORMAT!r}")
+        if not isinstance(record, dict):
+            raise _Refused("it is no record")
+        if record.get("format") != FORMAT:
+            raise _Foreign(f"its format is {record.get('format')!r}, not {FORMAT!r}")
         if record.get("game") != self.game:
             theirs = _difference(record.get("game"), self.game)
             raise _Foreign(f"it belongs to another game: {theirs}")

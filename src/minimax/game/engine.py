@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.nn.utils.parametrizations import _SpectralNorm
 
 from minimax.errors import Words, check_number, refuse
@@ -16,7 +16,7 @@ from minimax.game.arena import Arena, State, Weights
 from minimax.game.checkpoints import Checkpoint
 from minimax.game.parallel import average, joint_loss
 from minimax.game.player import Batch, Batches, Player, processes
-from minimax.game.side import Side
+from minimax.game.side import NotFinite, Side
 
 WARM_UP = 3  # eager rounds before a capture: in them, optimisers and libraries make their buffers
 
@@ -24,7 +24,8 @@ WARM_UP = 3  # eager rounds before a capture: in them, optimisers and libraries 
 def seed_of(seed: int, copy: int) -> int:
     """Return the seed of a copy in the game with ``seed``: both hashed to 32 bits.
 
-    So games of neighbouring seeds have no copy in common. Introduced in *The minimax game*.
+    So games of neighbouring seeds have practically no copy in common. Introduced in *The minimax
+    game*.
     """
     return int.from_bytes(hashlib.sha256(f"{seed}/{copy}".encode()).digest()[:4], "big")
 
@@ -52,8 +53,8 @@ class Game:
         initialise: Callable[[nn.Module], None], bf16: bool, channels_last: bool, compile: bool,
     ) -> None:  # fmt: skip
         self.arena = Arena(players)
-        self.copies, self.seed = copies, seed
-        self.channels_last = channels_last
+        self.copies, self.seed, self.wants_bf16 = copies, seed, bf16
+        self.channels_last, self.begun = channels_last, False
         if copies is not None and any(isinstance(m, _SpectralNorm) for m in self.arena.modules()):
             refuse("copies", copies, "None with spectral_norm, which works in place")
         if channels_last:
@@ -82,31 +83,53 @@ class Game:
         objectives = [self._objective(player) for player in players]
         self.objectives = [torch.compile(o) for o in objectives] if compile else objectives
         self.turns = max(player.turns for player in players)
+        # What a bad batch spoils before its loss is known: statistics of a normalisation, say.
+        self.buffers = [self.state[name] for name in dict(self.arena.named_buffers())]
+        self.before = [buffer.clone() for buffer in self.buffers]
 
     def _stacked(self, initialise: Callable[[nn.Module], None]) -> State:
         """Return the weights of all copies, each drawn under its own seed."""
-        drawn, own = [], self.arena.state()
-        before = {name: value.detach().clone() for name, value in own.items()}
+        drawn: list[State] = []
+        before = {name: value.detach().clone() for name, value in self.arena.state().items()}
         with self.undisturbed(), torch.no_grad():
             for seed in self.seeds:
                 torch.manual_seed(seed)
-                for network in self.arena.networks:
-                    initialise(network)
-                drawn.append({name: v.detach().clone() for name, v in self.arena.state().items()})
-                for name, value in own.items():  # what is not drawn is the same for all copies
-                    value.copy_(before[name])
+                try:
+                    for network in self.arena.networks:
+                        initialise(network)
+                    now = self.arena.state()
+                    drawn.append({name: value.detach().clone() for name, value in now.items()})
+                finally:
+                    self.arena.put(before)  # what is not drawn is the same for all copies
+        if self.copies != 1:
+            self._check_drawn(*drawn[:2])
         return {
             name: torch.stack([one[name] for one in drawn]).requires_grad_(flag)
             for name, flag in self.flags.items()
         }
+
+    def _check_drawn(self, one: State, other: State) -> None:
+        """Refuse a rule that draws past parametrisations: their weights would be alike."""
+        parts: dict[str, list[str]] = {}
+        for name in one:
+            module, found, rest = name.partition(".parametrizations.")
+            if found:
+                parts.setdefault(f"{module}.{rest.partition('.')[0]}", []).append(name)
+        for weight, names in parts.items():
+            alike = all(torch.equal(one[name], other[name]) for name in names)
+            if alike and any(self.flags[name] for name in names):
+                allowed = "a function that draws it, through its parametrisation"
+                refuse("initialise", Words(f"leaving {weight} alike in all copies"), allowed)
 
     def _objective(self, player: Player) -> Callable[..., Tensor]:
         """Return ``player``'s loss of the batch; for copies, of the stack of their batches."""
         if self.copies is None:
             return player.loss if processes() == 1 else joint_loss(player)
 
+        places = self.arena.places()
+
         def one(state: State, batch: Batch) -> Tensor:
-            return functional_call(self.arena, state, (player.loss, *batch))
+            return self.arena.using(places, state, player.loss, *batch)
 
         each = vmap(one, randomness="different")
         return lambda *batch: each(self.state, batch)
@@ -127,7 +150,7 @@ class Game:
         finally:
             for name, value in self.state.items():
                 value.requires_grad_(self.flags[name])
-            if self.copies is not None:  # after an interruption too
+            if self.copies is not None and self.begun:  # after an interruption too
                 self.weights().load(0, averaged=False)
 
     def weights(self) -> Weights:
@@ -154,7 +177,7 @@ class Game:
 
         Their shape is (players,), or (players, copies).
         """
-        losses = []
+        losses, self.begun = [], True
         for side, objective in zip(self.sides, self.objectives, strict=True):
             for value in self.state.values():  # what is not moved needs no graph
                 value.requires_grad_(False)
@@ -162,6 +185,8 @@ class Game:
                 weight.requires_grad_(True)
             parts = []
             for batch in drawn[: side.player.turns]:
+                if self.buffers and self.device.type == "cpu":
+                    torch._foreach_copy_(self.before, self.buffers)
                 # Without a cache: it would keep casts that were made without gradients.
                 with torch.autocast(
                     self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False
@@ -169,7 +194,12 @@ class Game:
                     loss = objective(*batch)
                 if not isinstance(loss, Tensor) or loss.dim() != (self.copies is not None):
                     side.refuse_loss(self._described(loss), "a tensor with a single number")
-                side.step(loss)
+                try:
+                    side.step(loss)
+                except NotFinite:
+                    if self.buffers:
+                        torch._foreach_copy_(self.buffers, self.before)
+                    raise
                 parts.append(loss.detach().float())
             losses.append(torch.stack(parts).mean(0))
         return average(torch.stack(losses))
@@ -198,10 +228,10 @@ class Game:
             "key": key,
             "copies": self.copies,
             "seed": self.seed,
-            "bf16": self.bf16,
+            "bf16": self.wants_bf16,
             "rounds": rounds if scheduled else None,
-            "state": {name: [*map(int, value.shape)] for name, value in self.state.items()},
-            "players": [side.fingerprint() for side in self.sides],
+            "state": {k: [str(value.dtype), *value.shape] for k, value in self.state.items()},
+            "players": [side.fingerprint(rounds) for side in self.sides],
         }
 
     def saved(self) -> State:
@@ -220,9 +250,32 @@ class Game:
             tensors["random/cuda"] = torch.cuda.get_rng_state(self.device)
         return tensors
 
+    def resume(
+        self, found: Checkpoint, batches: Batches, compare: Callable[..., None] | None
+    ) -> list[Batch] | None:
+        """Take up a checkpoint and draw the next batches, unless ``compare`` is None.
+
+        If that refuses them, the weights are put back as they were.
+        """
+        before = {name: value.detach().clone() for name, value in self.state.items()}
+        self.restore(found)
+        self.restore_random(found)
+        if compare is None:
+            return None
+        try:
+            drawn = [self.draw(batches) for _ in range(self.turns)]
+            compare(found, drawn[0])
+        except BaseException:
+            self.begun = False
+            with torch.no_grad():
+                for name, value in self.state.items():
+                    value.copy_(before[name])
+            raise
+        return drawn
+
     def restore(self, found: Checkpoint) -> None:
         """Take up the state of a checkpoint, but for its random numbers."""
-        tensors = found.tensors
+        tensors, self.begun = found.tensors, True
         with torch.no_grad():
             for name, value in self.state.items():
                 value.copy_(tensors[f"state/{name}"])

@@ -26,10 +26,10 @@ CHECK_EVERY = 100  # rounds between looks at the losses on a GPU: each look wait
 
 
 class NonFiniteLoss(ArithmeticError):
-    """A player's loss, or its gradient, became infinite or NaN, and the game stopped.
+    """A player's loss, gradient or step became infinite or NaN, and the game stopped.
 
     ``history`` holds the game until then. On a CPU the step was not taken, and the networks hold
-    the last finite weights. Introduced in *The minimax game*.
+    the last finite weights and statistics. Introduced in *The minimax game*.
     """
 
     def __init__(self, message: str, history: "History") -> None:
@@ -53,8 +53,10 @@ class History:
     _weights: Weights
 
     def __repr__(self) -> str:
-        ends = ", ".join(f"{name} {loss[-1].mean():.4g}" for name, loss in self.losses.items())
         rounds = len(next(iter(self.losses.values())))
+        if rounds == 0:
+            return "<History of 0 rounds>"
+        ends = ", ".join(f"{name} {loss[-1].mean():.4g}" for name, loss in self.losses.items())
         return f"<History of {rounds} rounds; last losses: {ends}>"
 
     def each(self, function: Callable[[], Tensor | float], *, averaged: bool = False) -> Tensor:
@@ -99,11 +101,12 @@ def play(
     which by default comes from torch's global generator.
 
     ``copies=S`` plays S independent games as one program (``torch.func.vmap``); losses see the
-    shapes of one game. Copy s has a seed of its own, t = ``seed_of(seed, s)``, which no copy of
-    another seed has: it starts from the weights that ``initialise`` draws for each network after
-    ``torch.manual_seed(t)``, and is the game that ``play(…, seed=t)`` plays from there, up to
-    rounding and to random numbers that a loss draws itself (dropout). What is frozen is not drawn.
-    The networks end with copy 0; ``History.each`` and ``History.load`` reach the others.
+    shapes of one game. Copy s has a seed of its own, t = ``seed_of(seed, s)``, a hash, so that
+    other seeds have other copies: it starts from the weights that ``initialise`` draws for each
+    network after ``torch.manual_seed(t)``, and is the game that ``play(…, seed=t)`` plays from
+    there, up to rounding and to random numbers that a loss draws itself (dropout). What is frozen
+    is not drawn. The networks end with copy 0; ``History.each`` and ``History.load`` reach the
+    others.
 
     ``watch`` names functions without arguments. Before the first round, every ``every`` rounds and
     after the last one their values go into the history: numbers to follow, samples to animate. They
@@ -144,17 +147,13 @@ def play(
     seed = int(torch.randint(2**31, ())) if seed is None else check_count("seed", seed, at_least=0)
     game = Game(players, copies, seed, initialise, bf16, channels_last, compile)
     folder = Folder(checkpoint, game.fingerprint(rounds, key)) if checkpoint is not None else None
-    on_cuda = game.device.type == "cuda"
+    on_cuda, on_cpu = (game.device.type == kind for kind in ("cuda", "cpu"))
     with game.playing(), folder or nullcontext():
         record = _Record(game, rounds, watch or {}, folder)
         drawn = None
         if folder is not None and (found := folder.newest()):
             record.restore(found)
-            game.restore_random(found)
-            if record.done < rounds:
-                drawn = [game.draw(batches) for _ in range(game.turns)]
-                folder.compare(found, drawn[0])
-            game.restore(found)
+            drawn = game.resume(found, batches, folder.compare if record.done < rounds else None)
         else:
             record.look(0)
         if graph and not on_cuda:
@@ -172,7 +171,7 @@ def play(
                 record.stop(now - 1, bad)
             looks = now % every == 0 or now == rounds
             keeps = folder is not None and (now % checkpoint_every == 0 or now == rounds)
-            if on_cuda and (looks or keeps or now % CHECK_EVERY == 0):
+            if not on_cpu and (looks or keeps or now % CHECK_EVERY == 0):
                 record.check(now)
             if looks:
                 record.look(now)
@@ -238,7 +237,7 @@ class _Record:
         names = [side.player.name for side in self.game.sides]
         copy = "" if bad.copy is None else f" of copy {bad.copy}"
         own = () if bad.copy is None else (bad.copy,)
-        value = f"{bad.losses[own].item()}" if bad.what == "loss" else "NaN or infinite"
+        value = bad.losses[own].item() if bad.what == "loss" else "NaN or infinite"
         text = f"The {bad.what} of player {names[bad.player]!r}{copy} is {value} in round {at + 1}"
         if at > 0:
             before = self.losses[(at - 1, slice(None), *own)].tolist()

@@ -13,6 +13,7 @@ from minimax.game.arena import State
 from minimax.game.player import Player
 
 # Optimisers that move each weight by its own gradient alone, so that copies can be stacked.
+LARGE = 1e30  # beyond it a step may overflow
 ELEMENTWISE = tuple(
     getattr(torch.optim, name)
     for name in "ASGD Adadelta Adagrad Adam Adamax AdamW NAdam RAdam RMSprop Rprop SGD".split()
@@ -21,7 +22,7 @@ HOW = ("foreach", "fused", "capturable", "differentiable")  # options of speed, 
 
 
 class NotFinite(ArithmeticError):
-    """The ``what`` ("loss" or "gradient") of a player, and of a copy if there are copies, is bad.
+    """The ``what`` (loss, gradient, step) of a player, and of a copy if there are copies, is bad.
 
     ``losses`` are those of the step that was not taken, () or (copies,).
     """
@@ -50,7 +51,8 @@ class Side:
         takes = inspect.signature(player.optimiser).parameters
         options: dict[str, Any] = {"lr": player.lr}
         if player.betas is not None:
-            if "betas" not in takes:
+            kinds = [parameter.kind for parameter in takes.values()]
+            if "betas" not in takes and inspect.Parameter.VAR_KEYWORD not in kinds:
                 refuse("betas", player.betas, f"None: {_name(player.optimiser)} takes none")
             options["betas"] = player.betas
         # One pass over the weights instead of a dozen, unless the caller has chosen otherwise.
@@ -88,36 +90,57 @@ class Side:
         gradients = [weight.grad for weight in self.weights if weight.grad is not None]
         if not gradients:
             self.refuse_loss("constant in its weights", "a function of the player's networks")
-        if loss.device.type == "cpu":
-            self._check(losses.detach(), gradients)
+        if any(gradient.is_sparse for gradient in gradients):
+            self.refuse_loss("with a sparse gradient", "one with dense gradients")
+        on_cpu = loss.device.type == "cpu"
+        size = self._checked(losses.detach(), gradients) if on_cpu else 0.0
         if self.player.clip is not None:
             clip(gradients, self.player.clip, self.stacked)
-        self.optimiser.step()
+        if size * max(1.0, self.player.lr) > LARGE:
+            self._step_with_care(losses.detach())
+        else:
+            self.optimiser.step()
         self.optimiser.zero_grad()
         if self.player.average is not None:
             average, now = list(self.averaged.values()), list(self.sources.values())
             with torch.no_grad():
                 torch._foreach_lerp_(average, now, 1 - self.player.average)
 
-    def _check(self, losses: Tensor, gradients: list[Tensor]) -> None:
-        if math.isfinite(sum(torch._foreach_norm(gradients), losses.sum()).item()):
-            return
-        bad = ~losses.isfinite()  # a norm can overflow where no gradient does: look closely
-        what = "loss"
-        if not bad.any():
-            what = "gradient"
-            for gradient in gradients:
-                rows = gradient.reshape(len(losses), -1) if self.stacked else gradient.flatten()
-                bad = bad | ~rows.isfinite().all(-1)
+    def _checked(self, losses: Tensor, gradients: list[Tensor]) -> float:
+        """Return how large the gradients are; raise NotFinite if they or the losses are bad."""
+        size = sum(torch._foreach_norm(gradients), losses.sum().abs()).item()
+        if math.isfinite(size):
+            return size
+        if not losses.isfinite().all():
+            self._stop("loss", ~losses.isfinite(), losses)
+        bad = self._bad(gradients, losses)
         if bad.any():
-            self.optimiser.zero_grad()
-            copy = int(bad.nonzero()[0]) if self.stacked else None
-            raise NotFinite(self.index, what, copy, losses)
+            self._stop("gradient", bad, losses)
+        return math.inf  # a norm can overflow where no gradient does
 
-    def fingerprint(self) -> dict[str, Any]:
-        """Return what tells this player from others."""
+    def _step_with_care(self, losses: Tensor) -> None:
+        before = [weight.detach().clone() for weight in self.weights]
+        self.optimiser.step()
+        bad = self._bad(self.weights, losses)
+        if bad.any():
+            with torch.no_grad():
+                torch._foreach_copy_(self.weights, before)
+            self._stop("step", bad, losses)
+
+    def _bad(self, tensors: Sequence[Tensor], losses: Tensor) -> Tensor:
+        """Return whether something in ``tensors`` is not finite, of the shape of ``losses``."""
+        rows = (tensor.detach().reshape(*losses.shape, -1) for tensor in tensors)
+        return torch.stack([~row.isfinite().all(-1) for row in rows]).any(0)
+
+    def _stop(self, what: str, bad: Tensor, losses: Tensor) -> NoReturn:
+        self.optimiser.zero_grad()
+        copy = int(bad.nonzero()[0]) if self.stacked else None
+        raise NotFinite(self.index, what, copy, losses)
+
+    def fingerprint(self, rounds: int) -> dict[str, Any]:
+        """Return what tells this player from others in a game of ``rounds``."""
         player, schedule = self.player, self.player.schedule
-        shares = [part / 10 for part in range(11)]
+        shares = [now / rounds for now in range(0, rounds, -(-rounds // 100))]
         defaults = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in self.optimiser.defaults.items()
@@ -147,8 +170,8 @@ def _steps_alone(optimiser: torch.optim.Optimizer) -> bool:
 def clip(gradients: Sequence[Tensor], bound: float, stacked: bool) -> None:
     """Scale the gradients of each copy, in place, so that their joint norm is at most ``bound``."""
     lead = 1 if stacked else 0
-    flat = [g.reshape(*g.shape[:lead], -1) for g in gradients]
+    flat = [g.reshape(*g.shape[:lead], -1).double() for g in gradients]  # squares can overflow
     norm = torch.stack([g.square().sum(-1) for g in flat]).sum(0).sqrt()
     factor = (bound / (norm + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
-        gradient.mul_(factor.view(factor.shape + (1,) * (gradient.dim() - lead)))
+        gradient.mul_(factor.view(factor.shape + (1,) * (gradient.dim() - lead)).to(gradient))

@@ -17,42 +17,64 @@ def reinitialise(network: nn.Module) -> None:
     Raises ValueError if there are weights that no such method draws; the network is then as it was.
     Introduced in *The minimax game*.
     """
-    before = {name: value.clone() for name, value in network.state_dict().items()}
+    before = {name: value.clone() for name, value in _values(network).items()}
     frozen = _frozen(network)
-    for name, weight in network.named_parameters():
-        if weight.requires_grad and "parametrizations" not in name:
-            weight.fill_(torch.nan)  # what is NaN in the end was not drawn
-    for module in reversed(list(network.modules())):
-        if hasattr(module, "reset_parameters"):
-            _reset(module)
-    missed = [
-        name for name, w in network.named_parameters() if w.requires_grad and bool(w.isnan().any())
-    ]
-    network.load_state_dict(before if missed else {k: before[k] for k in frozen}, strict=False)
-    if missed:
-        allowed = "part of a module with a method reset_parameters, which draws it anew"
-        refuse("the weight", Words(f"{missed[0]} of {type(network).__name__}"), allowed)
+    kept = [*before]
+    try:
+        for name, weight in network.named_parameters():
+            if weight.requires_grad and "parametrizations" not in name:
+                weight.fill_(torch.nan)  # what is NaN in the end was not drawn
+        for prefix, module in reversed(list(network.named_modules())):
+            if prefix not in frozen:
+                _reset(prefix, module, type(network).__name__)
+        for name, weight in network.named_parameters():
+            if weight.requires_grad and weight.isnan().any():
+                allowed = "part of a module with a method reset_parameters, which draws it anew"
+                refuse("the weight", Words(f"{name} of {type(network).__name__}"), allowed)
+        parts = {name: name.rpartition(".")[0] for name in before}
+        flags = dict(network.named_parameters())
+        kept = [
+            name
+            for name, part in parts.items()
+            if part in frozen or (name in flags and not flags[name].requires_grad)
+        ]
+    finally:
+        values = _values(network)
+        for name in kept:
+            values[name].copy_(before[name])
 
 
-def _frozen(network: nn.Module) -> list[str]:
-    """Return the names of frozen weights, and of the buffers of parts that are frozen."""
-    names = []
+def _values(network: nn.Module) -> dict[str, torch.Tensor]:
+    return dict(network.named_parameters()) | dict(network.named_buffers())
+
+
+def _frozen(network: nn.Module) -> set[str]:
+    """Return the parts all of whose weights are frozen; one without weights goes with its whole."""
+    frozen: dict[str, bool] = {}
     for prefix, module in network.named_modules():
-        own = list(module.named_parameters(prefix, recurse=False))
-        names += [name for name, weight in own if not weight.requires_grad]
-        if own and not any(weight.requires_grad for _, weight in own):
-            names += [name for name, _ in module.named_buffers(prefix, recurse=False)]
-    return names
+        weights = list(module.parameters())
+        whole = frozen.get(prefix.rpartition(".")[0], False)
+        frozen[prefix] = not any(w.requires_grad for w in weights) if weights else whole
+    return {prefix for prefix, is_frozen in frozen.items() if is_frozen}
 
 
-def _reset(module: nn.Module) -> None:
-    """Call ``module.reset_parameters()``, through its parametrisations if it has some."""
+def _reset(prefix: str, module: nn.Module, network: str) -> None:
+    """Call ``module.reset_parameters()``, if it has one, through its parametrisations."""
     if not parametrize.is_parametrized(module):
-        module.reset_parameters()  # type: ignore[operator]
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()  # type: ignore[operator]
         return
     names = list(module.parametrizations)  # type: ignore[arg-type]
+    told = f"{prefix}.{names[0]} of {network}".lstrip(".")
+    if not hasattr(module, "reset_parameters"):
+        allowed = "part of a module with a method reset_parameters, which draws it anew"
+        refuse("the weight", Words(told), allowed)
     with parametrize.cached():  # the rule draws into what is cached
         module.reset_parameters()  # type: ignore[operator]
         fresh = {name: getattr(module, name).clone() for name in names}
-    for name, value in fresh.items():
-        setattr(module, name, value)
+    try:
+        for name, value in fresh.items():
+            setattr(module, name, value)
+    except (NotImplementedError, RuntimeError) as error:
+        allowed = f"under a parametrisation with an inverse ({str(error).splitlines()[0]})"
+        refuse("the weight", Words(told), allowed)
