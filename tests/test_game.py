@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from minimax.game import NonFiniteLoss, Player, engine, minibatches, play, reinitialise, seed_of
 from minimax.gans import Packed, minimax, non_saturating
-from minimax.networks import mlp
+from minimax.networks import DCGANGenerator, mlp
 
 DATA = torch.randn(500, 2, generator=torch.Generator().manual_seed(0)) + 2
 BATCHES = minibatches(DATA, size=32, noise=3)
@@ -691,6 +691,19 @@ def test_what_lies_in_a_frozen_part_is_frozen_with_it(part):
     assert apart(state(trunk), before) == 0
 
 
+def test_a_frozen_part_stays_under_a_rule_of_the_whole_and_so_does_a_frozen_bias():
+    G = DCGANGenerator(16, 1, 4, 5)
+    G.layers[1].requires_grad_(False)
+    line = nn.Linear(3, 2)
+    line.bias.requires_grad_(False)
+    before = state(G.layers[1]), state(G.layers[-2]), state(line)
+    reinitialise(G)
+    reinitialise(line)
+    assert apart(state(G.layers[1]), before[0]) == 0
+    assert apart(state(G.layers[-2]), before[1]) > 0
+    assert torch.equal(line.bias, before[2][1]) and not torch.equal(line.weight, before[2][0])
+
+
 @pytest.mark.parametrize(
     ("layer", "named"),
     [
@@ -767,7 +780,9 @@ def test_an_interrupted_game_leaves_the_first_copy_as_it_is(copies):
             assert rounds > stop
         return state(D, G)
 
-    assert apart(game(rounds=20, stop=7), game(rounds=7, stop=7)) == 0
+    interrupted = game(rounds=20, stop=7)
+    assert apart(interrupted, game(rounds=7, stop=7)) == 0
+    assert apart(interrupted, state(*networks())) > 1e-3  # not what it was before the game
 
 
 def test_a_refused_game_leaves_the_networks_alone():
