@@ -183,10 +183,14 @@ def rounds_in(folder):
     return [int(name.removeprefix("round-").removesuffix(".json")) for name in kept(folder)]
 
 
+def damage(folder):
+    for path in folder.glob("*.safetensors"):
+        path.write_bytes(b"damaged")
+
+
 def test_new_checkpoints_survive_beside_damaged_ones(tmp_path):
     short(tmp_path, rounds=40)
-    for path in tmp_path.glob("*.safetensors"):
-        path.write_bytes(b"damaged")
+    damage(tmp_path)
     with pytest.warns(UserWarning, match="is refused: its tensors are damaged"):
         expected = short(tmp_path, rounds=20)
     assert {15, 20} <= set(rounds_in(tmp_path))
@@ -197,8 +201,7 @@ def test_new_checkpoints_survive_beside_damaged_ones(tmp_path):
 
 def test_a_checkpoint_that_was_damaged_and_is_written_again_counts(tmp_path):
     short(tmp_path, rounds=10)
-    for path in tmp_path.glob("*.safetensors"):
-        path.write_bytes(b"damaged")
+    damage(tmp_path)
     with pytest.warns(UserWarning, match="damaged"):
         expected = short(tmp_path, rounds=10)
     assert torch.equal(short(tmp_path, rounds=10), expected)
