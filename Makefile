@@ -1,6 +1,8 @@
-# make book   executes the chapters at quick scale and renders the HTML into _build/html
-# make test   runs every test, in two processes (it builds the book first, for the tests that open
-#             it in a browser)
+# make book   executes the chapters at quick scale on embedded data and renders the HTML into
+#             _build/html
+# make test   runs the tests in two processes; it builds the book first, which some of them open in
+#             a browser, and which ran the chapters under seed 0: here they run under seed 1
+# make seeds  runs the chapters under one more seed
 # make sync   brings each notebook in line with its text source
 # make outputs  renews the stored outputs that the tests compare
 # make repository URL=https://github.com/OWNER/NAME   sets the address behind the launch buttons
@@ -11,14 +13,18 @@ BIN    := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TQDM_DISABLE := 1   # progress bars belong on a terminal, not in a page
 
-.PHONY: book test sync outputs repository lock clean
+.PHONY: book test seeds sync outputs repository lock clean
 
+book: export MINIMAX_DATA =
 book: .venv/ready
 	$(BIN)/jupyter-book build . --warningiserror --keep-going --nitpick
 	@echo "Open _build/html/index.html"
 
 test: book
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+	MINIMAX_SEED=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+
+seeds: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m seeds tests/test_notebooks.py
 
 sync: .venv/ready
 	$(BIN)/python book/_tools/sync.py

@@ -1,6 +1,6 @@
 """The chapters as notebooks: in step with their text, short cells, and true for other seeds.
 
-nbval executes them as they are (make test passes ``book`` to pytest as well).
+nbval executes them as they are: ``book`` is among the paths of pytest.
 """
 
 import json
@@ -84,10 +84,11 @@ def test_the_template(cells):
     assert "plt.show" not in source  # a figure leaves a cell through figures.show alone
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.seeds
+@pytest.mark.parametrize("seed", [2])
 @pytest.mark.parametrize("chapter", chapters())
 def test_claims_hold_for_other_seeds(chapter, seed, tmp_path):
-    """On embedded data, as a reader has them; nbval takes the real data where they are."""
+    """``make book`` runs the chapters under seed 0, ``make test`` (with nbval) under seed 1."""
     environment = {"MINIMAX_SEED": str(seed), "MINIMAX_DATA": str(tmp_path)}
     notebook, *_ = execute(chapter, {"MINIMAX_SCALE": "quick"} | environment)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
