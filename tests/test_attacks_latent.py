@@ -20,6 +20,15 @@ def vae():
     return model
 
 
+def test_functions_are_no_networks(digits):
+    x = digits[0][:2]
+    with pytest.raises(ValueError, match="vae is of type function"):
+        reconstruct_as(lambda z: z, x, x)
+    options = {"attack": "classifier", "classifier": lambda z: z}
+    with pytest.raises(ValueError, match="classifier is of type function"):
+        reconstruct_as(VAE(x.shape[1:]), x, torch.zeros(2).long(), **options)
+
+
 def test_the_vae_reconstructs(vae, digits):
     x = digits[0]
     error = (vae.reconstruct(x) - x).pow(2).mean()

@@ -248,6 +248,46 @@ def test_another_game_is_refused_by_what_differs(tmp_path, change, named):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_a_finished_game_of_another_batch_size_is_refused(tmp_path):
+    short(tmp_path)
+    with pytest.raises(ValueError, match=r"batches is giving shapes \[\[4, 2\], \[4\]\]"):
+        short(tmp_path, size=4)
+
+
+def test_another_schedule_is_another_game(tmp_path):
+    short(tmp_path, schedule=lambda share: 1.0)
+    with (
+        pytest.warns(UserWarning, match="is refused"),
+        pytest.raises(ValueError, match=r"schedule 1 is 1\.0 there and 0\.5 here"),
+    ):
+        short(tmp_path, schedule=lambda share: 0.5)
+
+
+def test_a_checkpoint_without_its_checksum_is_damaged(tmp_path):
+    expected = short(tmp_path / "whole", rounds=20)
+    short(tmp_path / "other", rounds=20)
+    newest = max((tmp_path / "other").glob("round-*.json"))
+    content = json.loads(newest.read_text("utf-8"))
+    del content["sha256"]
+    newest.write_text(json.dumps(content), "utf-8")
+    with pytest.warns(UserWarning, match="its tensors are damaged or cut short"):
+        assert torch.equal(short(tmp_path / "other", rounds=20), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"schedule": lambda share: None}, "schedule is None; it has to be"),
+        ({"options": {"key": torch.ones(3)}}, "key is .*; it has to be a text, or None"),
+        ({"options": {"seed": 2**64}}, "seed is 18446744073709551616; it has to be below"),
+        ({"name": "D/2"}, "name is 'D/2'; it has to be without"),
+    ],
+)
+def test_what_no_checkpoint_can_hold_is_refused_by_name(tmp_path, change, says):
+    with pytest.raises(ValueError, match=says):
+        short(tmp_path, **change)
+
+
 @pytest.mark.filterwarnings("ignore:The checkpoint")
 def test_more_rounds_may_be_played_unless_a_schedule_hangs_on_them(tmp_path):
     whole = short(tmp_path / "whole", rounds=30)
@@ -284,7 +324,7 @@ def test_a_checkpoint_of_another_kind_of_device_is_taken_up(tmp_path):
         content = json.loads(record.read_text("utf-8"))
         content["sha256"] = checkpoints.hashlib.sha256(path.read_bytes()).hexdigest()
         record.write_text(json.dumps(content), "utf-8")
-    assert torch.equal(short(tmp_path, rounds=20), expected)  # finished: nothing is drawn
+    assert torch.equal(short(tmp_path, rounds=20), expected)  # finished: no round is played
     on = [short(tmp_path, rounds=24, options={"checkpoint_every": 100}) for _ in range(1)]
     assert torch.isfinite(on[0]).all() and not torch.equal(on[0], expected)
 

@@ -26,6 +26,11 @@ def total(network, y):
     return lambda x: cross_entropy(network(x), y, reduction="sum")
 
 
+def test_a_function_is_no_network_to_certify():
+    with pytest.raises(ValueError, match=r"network is of type function; it has to be a torch\.nn"):
+        certify(lambda x: x.flatten(1), GREY, 0.25, samples=10)
+
+
 def test_one_step_is_fgsm():
     network = mlp(8, 16, 3)
     x, y = torch.rand(20, 8), torch.randint(3, (20,))

@@ -391,7 +391,10 @@ def test_flow_draws_boxes_and_arrows_and_refuses_an_arrow_to_nowhere(markup):
     plt.close("all")
 
 
-@pytest.mark.parametrize("style", ["dark_background", "seaborn-v0_8-darkgrid", "ggplot", "bmh"])
+@pytest.mark.parametrize(
+    "style",
+    ["dark_background", "seaborn-v0_8-darkgrid", "seaborn-v0_8-whitegrid", "ggplot", "bmh"],
+)
 def test_a_readers_own_style_leaves_no_white_ground_and_no_grey_text(markup, style):
     with plt.style.context(style):
         fig, axes = plt.subplots()

@@ -926,7 +926,10 @@ def test_clipping_bounds_even_a_gradient_whose_square_overflows():
 
 def test_a_large_finite_gradient_is_no_fault():
     line = nn.Linear(2, 1)
-    play([Player(line, lambda real, noise: 1e30 * line(real).sum())], BATCHES, rounds=3)
+    player = Player(
+        line, lambda real, noise: 1e30 * line(real).sum(), lr=1e-30, optimiser=torch.optim.SGD
+    )
+    play([player], BATCHES, rounds=3)
     assert all(weight.isfinite().all() for weight in line.parameters())
 
 
@@ -973,3 +976,28 @@ def test_weights_under_the_old_weight_norm_are_refused():
         net = old(nn.Linear(2, 1))
     with pytest.raises(ValueError, match=r"the weight is weight_[gv] of Linear"):
         reinitialise(net)
+
+
+def test_a_gradient_whose_square_overflows_is_no_step_of_adam():
+    """Adam would keep infinity as the mean square, and these weights would never move again."""
+    net, rounds = mlp(2, 8, 2), []
+
+    def loss(x, y):
+        rounds.append(1)
+        return mse_loss(net(x), y) * (1e22 if len(rounds) == 3 else 1)
+
+    x, y = torch.randn(64, 2), torch.randn(64, 2)
+    with pytest.raises(NonFiniteLoss, match="The step of player 'player 1' is NaN or infinite"):
+        play([Player(net, loss, name="player 1")], minibatches(x, y, size=32), rounds=9, seed=0)
+    assert all(weight.isfinite().all() for weight in net.parameters())
+
+
+def test_a_scheduled_rate_that_overflows_leaves_the_weights_finite():
+    net = mlp(2, 8, 2)
+    player = Player(
+        net, lambda x: net(x).square().mean(), name="q", optimiser=torch.optim.SGD, lr=1.0,
+        schedule=lambda share: 1e39 if share > 0.5 else 1e-3,
+    )  # fmt: skip
+    with pytest.raises(NonFiniteLoss, match="The step of player 'q' is NaN or infinite in round"):
+        play([player], minibatches(torch.randn(64, 2), size=8), rounds=20, seed=0)
+    assert all(weight.isfinite().all() for weight in net.parameters())

@@ -16,6 +16,7 @@ from minimax.errors import (
     Words,
     check_count,
     check_labels,
+    check_model,
     check_number,
     check_pixels,
     logits_of,
@@ -208,6 +209,7 @@ def certify(
     abstains where p ≤ ½. Raises ValueError for arguments out of range, and for a network that does
     not return finite logits. Introduced in *Defenses*.
     """
+    check_model(network, "network")
     check_pixels("x", x)
     sigma, alpha = _positive("sigma", sigma), _positive("alpha", alpha)
     if alpha >= 1:

@@ -88,11 +88,11 @@ def check_images(x: Tensor, y: Tensor, labels: str = "y") -> Tensor:
     return check_labels(labels, y, len(x))
 
 
-def check_model(model: nn.Module) -> None:
+def check_model(model: nn.Module, argument: str = "model") -> None:
     """Refuse ``model`` unless it is a torch.nn.Module."""
     if not isinstance(model, nn.Module):
         allowed = "a torch.nn.Module (give a function a module whose forward calls it)"
-        refuse("model", Words(f"of type {type(model).__name__}"), allowed)
+        refuse(argument, Words(f"of type {type(model).__name__}"), allowed)
 
 
 def check_logits(

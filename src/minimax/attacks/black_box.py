@@ -142,7 +142,10 @@ def square(
     n, channels, height, width = x.shape
 
     def lead(images: Tensor, y: Tensor) -> Tensor:
-        return margin(check_logits(scores(images), len(images), y, "scores"), y)
+        logits = check_logits(scores(images), len(images), y, "scores")
+        ahead = margin(logits, y)
+        right = logits.argmax(1) == y  # a tie may still be: then the image is not misclassified
+        return torch.where(right, ahead.clamp(min=torch.finfo(ahead.dtype).tiny), ahead)
 
     def coins(*shape: int) -> Tensor:
         random = torch.rand(shape, generator=generator)

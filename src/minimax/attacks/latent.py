@@ -58,6 +58,7 @@ def reconstruct_as(
     if target.shape != wanted:
         refuse("target", tuple(target.shape), f"of shape {tuple(wanted)} for attack {attack!r}")
     check_pixels("x", x)
+    check_model(vae, "vae")
     weight = next(vae.parameters(), x)
     if x.dtype != weight.dtype:
         refuse("x", Words(str(x.dtype)), f"{weight.dtype}, as the weights of the model are")
@@ -67,7 +68,7 @@ def reconstruct_as(
     elif classifier is None:
         refuse("classifier", None, "a network that maps codes to classes, for this attack")
     else:
-        check_model(classifier)
+        check_model(classifier, "classifier")
         target = check_labels("target", target, len(x))
 
     with frozen(vae), frozen(classifier or nn.Identity()):

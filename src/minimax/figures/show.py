@@ -168,6 +168,8 @@ def _inks(figure: Figure) -> set[str]:
     """
     for text in figure.findobj(Text):
         text.set_usetex(False)
+        if max(to_rgb(text.get_color())) < 0.3:  # near black, which a dark page would swallow
+            text.set_color("#000000")
     patches = [figure.patch, *(axes.patch for axes in figure.axes)]
     grounds = {to_hex(patch.get_facecolor()) for patch in patches}
     ink = "#ffffff" if sum(to_rgb(figure.get_facecolor())) < 1.5 else "#000000"

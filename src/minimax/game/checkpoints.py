@@ -161,7 +161,7 @@ class Folder:
         if record.get("game") != self.game:
             theirs = _difference(record.get("game"), self.game)
             raise _Foreign(f"it belongs to another game: {theirs}")
-        if hashlib.sha256(data).hexdigest() != record["sha256"]:
+        if hashlib.sha256(data).hexdigest() != record.get("sha256"):
             raise _Refused(f"its tensors are damaged or cut short ({len(data)} bytes)")
         # Cloned: tensors that lie unaligned in the file's bytes crash the fused optimisers.
         tensors = {name: tensor.clone() for name, tensor in from_bytes(data).items()}

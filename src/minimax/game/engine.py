@@ -251,17 +251,15 @@ class Game:
         return tensors
 
     def resume(
-        self, found: Checkpoint, batches: Batches, compare: Callable[..., None] | None
-    ) -> list[Batch] | None:
-        """Take up a checkpoint and draw the next batches, unless ``compare`` is None.
+        self, found: Checkpoint, batches: Batches, compare: Callable[..., None]
+    ) -> list[Batch]:
+        """Take up a checkpoint and draw the next batches.
 
-        If that refuses them, the weights are put back as they were.
+        If ``compare`` refuses them, the weights are put back as they were.
         """
         before = {name: value.detach().clone() for name, value in self.state.items()}
         self.restore(found)
         self.restore_random(found)
-        if compare is None:
-            return None
         try:
             drawn = [self.draw(batches) for _ in range(self.turns)]
             compare(found, drawn[0])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from minimax.errors import Words, check_count, refuse
+from minimax.errors import Words, check_count, described, refuse
 from minimax.game.arena import State, Weights
 from minimax.game.checkpoints import Checkpoint, Folder
 from minimax.game.engine import Captured, Game
@@ -145,6 +145,10 @@ def play(
     if channels_last and copies is not None:
         refuse("channels_last", True, "False with copies: a stack of kernels has no such layout")
     seed = int(torch.randint(2**31, ())) if seed is None else check_count("seed", seed, at_least=0)
+    if seed >= 2**64:
+        refuse("seed", seed, "below 2⁶⁴")
+    if not isinstance(key, (str, type(None))):
+        refuse("key", described(key), "a text, or None")
     game = Game(players, copies, seed, initialise, bf16, channels_last, compile)
     folder = Folder(checkpoint, game.fingerprint(rounds, key)) if checkpoint is not None else None
     on_cuda, on_cpu = (game.device.type == kind for kind in ("cuda", "cpu"))
@@ -153,7 +157,7 @@ def play(
         drawn = None
         if folder is not None and (found := folder.newest()):
             record.restore(found)
-            drawn = game.resume(found, batches, folder.compare if record.done < rounds else None)
+            drawn = game.resume(found, batches, folder.compare)
         else:
             record.look(0)
         if graph and not on_cuda:
@@ -184,7 +188,7 @@ def play(
 
 
 def _checked(players: Sequence[Player]) -> list[Player]:
-    players = list(players)
+    players = [players] if isinstance(players, Player) else list(players)
     if not players or not all(isinstance(player, Player) for player in players):
         refuse("players", players, "a sequence of at least one Player")
     for index, player in enumerate(players):

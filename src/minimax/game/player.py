@@ -67,6 +67,8 @@ class Player:
             refuse("clip", self.clip, "above 0")
         if self.average is not None and not check_number("average", self.average) < 1:
             refuse("average", self.average, f"a decay {below_one}")
+        if "/" in self.name:
+            refuse("name", self.name, "without a “/”, which parts the names in a checkpoint")
         own_name = getattr(self.loss, "__name__", "<lambda>")
         if not self.name and own_name != "<lambda>":
             self.name = own_name.removesuffix("_loss")

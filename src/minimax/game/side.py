@@ -1,5 +1,6 @@
 """A player at work: how it steps, and when it does not."""
 
+import copy
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -8,12 +9,12 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from minimax.errors import Words, refuse
+from minimax.errors import Words, check_number, refuse
 from minimax.game.arena import State
 from minimax.game.player import Player
 
 # Optimisers that move each weight by its own gradient alone, so that copies can be stacked.
-LARGE = 1e30  # beyond it a step may overflow
+LARGE = 1e15  # beyond it a step, or the square that Adam keeps of it, may overflow
 ELEMENTWISE = tuple(
     getattr(torch.optim, name)
     for name in "ASGD Adadelta Adagrad Adam Adamax AdamW NAdam RAdam RMSprop Rprop SGD".split()
@@ -96,7 +97,8 @@ class Side:
         size = self._checked(losses.detach(), gradients) if on_cpu else 0.0
         if self.player.clip is not None:
             clip(gradients, self.player.clip, self.stacked)
-        if size * max(1.0, self.player.lr) > LARGE:
+        rates = (float(group["lr"]) for group in self.optimiser.param_groups)
+        if size * max(1.0, *rates) > LARGE:
             self._step_with_care(losses.detach())
         else:
             self.optimiser.step()
@@ -120,11 +122,19 @@ class Side:
 
     def _step_with_care(self, losses: Tensor) -> None:
         before = [weight.detach().clone() for weight in self.weights]
+        kept = copy.deepcopy(self.optimiser.state_dict())
         self.optimiser.step()
-        bad = self._bad(self.weights, losses)
+        slots = [
+            slot
+            for weight in self.weights
+            for slot in self.optimiser.state[weight].values()
+            if isinstance(slot, Tensor) and slot.shape == weight.shape
+        ]
+        bad = self._bad([*self.weights, *slots], losses)
         if bad.any():
             with torch.no_grad():
                 torch._foreach_copy_(self.weights, before)
+            self.optimiser.load_state_dict(kept)
             self._stop("step", bad, losses)
 
     def _bad(self, tensors: Sequence[Tensor], losses: Tensor) -> Tensor:
@@ -141,6 +151,7 @@ class Side:
         """Return what tells this player from others in a game of ``rounds``."""
         player, schedule = self.player, self.player.schedule
         shares = [now / rounds for now in range(0, rounds, -(-rounds // 100))]
+        rates = schedule and [check_number("schedule", schedule(share)) for share in shares]
         defaults = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in self.optimiser.defaults.items()
@@ -152,7 +163,7 @@ class Side:
             "optimiser": type(self.optimiser).__name__,
             "options": defaults | {"lr": player.lr},
             "turns": player.turns,
-            "schedule": schedule and [float(schedule(share)) for share in shares],
+            "schedule": rates,
             "clip": player.clip,
             "average": player.average,
         }
