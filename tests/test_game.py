@@ -992,6 +992,18 @@ def test_a_gradient_whose_square_overflows_is_no_step_of_adam():
     assert all(weight.isfinite().all() for weight in net.parameters())
 
 
+def test_one_player_needs_no_list():
+    ends = []
+    for listed in (False, True):
+        torch.manual_seed(0)
+        net = mlp(2, 4, 1)
+        player = Player(net, lambda x, net=net: net(x).square().mean())
+        batches = minibatches(torch.arange(8.0).view(4, 2), size=2)
+        play([player] if listed else player, batches, rounds=2, seed=0)
+        ends.append(state(net))
+    assert apart(*ends) == 0
+
+
 def test_a_scheduled_rate_that_overflows_leaves_the_weights_finite():
     net = mlp(2, 8, 2)
     player = Player(

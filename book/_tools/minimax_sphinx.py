@@ -53,8 +53,7 @@ def execute_chapters(app: Sphinx) -> None:
     if app.config.nb_execution_mode != "cache":
         return
     cache = get_cache(app.config.nb_execution_cache_path)
-    paths = [Path(app.srcdir) / f"{document}.ipynb" for document in _in_order(app)]
-    uris = [cache.add_nb_to_project(str(path)).uri for path in paths if path.exists()]
+    uris = [cache.add_nb_to_project(str(path)).uri for _, path in _notebooks(app)]
 
     def execute(uri: str) -> None:
         executor = load_executor("local-serial", cache)
@@ -90,10 +89,7 @@ def drop_thebe(
 def records(app: Sphinx, kind: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield (document, title, record) for each claim or table of the executed chapters."""
     cache = get_cache(app.config.nb_execution_cache_path)
-    for document in _in_order(app):
-        path = Path(app.srcdir) / f"{document}.ipynb"
-        if not path.exists():
-            continue
+    for document, path in _notebooks(app):
         title = app.env.titles[document].astext()
         _, executed = cache.merge_match_into_notebook(nbformat.read(path, as_version=4))
         for cell in executed.cells:
@@ -102,9 +98,12 @@ def records(app: Sphinx, kind: str) -> Iterator[tuple[str, str, dict[str, Any]]]
                     yield document, title, record
 
 
-def _in_order(app: Sphinx) -> list[str]:
+def _notebooks(app: Sphinx) -> list[tuple[str, Path]]:
+    """Return the documents that are notebooks, in the order of the table of contents."""
     toc = (Path(app.srcdir) / "_toc.yml").read_text("utf-8")
-    return re.findall(r"file: (\S+?)(?:\.ipynb)?\s*$", toc, flags=re.MULTILINE)
+    documents = re.findall(r"file: (\S+?)(?:\.ipynb)?\s*$", toc, flags=re.MULTILINE)
+    paths = [(document, Path(app.srcdir) / f"{document}.ipynb") for document in documents]
+    return [(document, path) for document, path in paths if path.exists()]
 
 
 class Listing(nodes.General, nodes.Element):

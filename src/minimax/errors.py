@@ -135,7 +135,7 @@ def logits_of(
 
     Images of another precision than the model's weights are refused by name.
     """
-    check_model(model)
+    check_model(model, argument)
     try:
         logits = model(x)
     except RuntimeError as error:

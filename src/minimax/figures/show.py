@@ -163,8 +163,9 @@ def _svg(figure: Figure, alt: str) -> str:
 def _inks(figure: Figure) -> set[str]:
     """Return the colours that mean the page's text colour; prepare a figure of another style.
 
-    In one made for a dark ground it is white, and black is a colour of the data. Where the ground
-    is any but white, text, spines and ticks in a shade of grey take the ink, and the grid is faint.
+    In one made for a dark ground it is white, and black is a colour of the data. Text that is
+    nearly black counts as black. Where the ground is any but white, text, spines and ticks in a
+    shade of grey take the ink, and the grid is faint.
     """
     for text in figure.findobj(Text):
         text.set_usetex(False)

@@ -77,7 +77,7 @@ class History:
 
 
 def play(
-    players: Sequence[Player],
+    players: Player | Sequence[Player],
     batches: Batches,
     *,
     rounds: int,
@@ -95,6 +95,8 @@ def play(
     graph: bool | None = None,
 ) -> History:
     """Play ``rounds`` rounds of a game; its networks hold the result, the history is returned.
+
+    ``players`` are all who play, or the only one.
 
     In a round the players move in their order, each taking all its turns; the t-th turn of every
     player sees the same batch, drawn by ``batches(generator)``. All randomness hangs on ``seed``,
@@ -187,7 +189,7 @@ def play(
     return record.history(rounds)
 
 
-def _checked(players: Sequence[Player]) -> list[Player]:
+def _checked(players: Player | Sequence[Player]) -> list[Player]:
     players = [players] if isinstance(players, Player) else list(players)
     if not players or not all(isinstance(player, Player) for player in players):
         refuse("players", players, "a sequence of at least one Player")

@@ -13,8 +13,8 @@ from minimax.errors import Words, check_number, refuse
 from minimax.game.arena import State
 from minimax.game.player import Player
 
-# Optimisers that move each weight by its own gradient alone, so that copies can be stacked.
 LARGE = 1e15  # beyond it a step, or the square that Adam keeps of it, may overflow
+# Optimisers that move each weight by its own gradient alone, so that copies can be stacked.
 ELEMENTWISE = tuple(
     getattr(torch.optim, name)
     for name in "ASGD Adadelta Adagrad Adam Adamax AdamW NAdam RAdam RMSprop Rprop SGD".split()
@@ -98,7 +98,7 @@ class Side:
         if self.player.clip is not None:
             clip(gradients, self.player.clip, self.stacked)
         rates = (float(group["lr"]) for group in self.optimiser.param_groups)
-        if size * max(1.0, *rates) > LARGE:
+        if on_cpu and size * max(1.0, *rates) > LARGE:
             self._step_with_care(losses.detach())
         else:
             self.optimiser.step()
