@@ -66,6 +66,13 @@ def test_neighbours_follow_the_logit_of_the_oracles_label(oracle, digits):
         assert torch.allclose(new, (old + side * 0.05 * sign).clamp(0, 1).detach(), atol=1e-6)
 
 
+@pytest.mark.parametrize("wrong", [10, -100])
+def test_answers_of_an_oracle_that_the_substitute_can_not_give_are_named(wrong, digits):
+    oracle = lambda images: torch.full((len(images),), wrong)  # noqa: E731
+    with pytest.raises(ValueError, match=rf"oracle\(images\) is from {wrong} .* from 0 to 9"):
+        train_substitute(oracle, substitute_network(), digits[0][:10], augmentations=1)
+
+
 def test_reservoir_sampling_bounds_the_queries(oracle, digits):
     asked = train_substitute(
         oracle, substitute_network(), digits[0][:50], augmentations=5, reservoir=(2, 30), epochs=1

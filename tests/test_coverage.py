@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from minimax.coverage import (
     PERFECT_QUALITY,
@@ -19,6 +21,8 @@ from minimax.coverage import (
     stacked_mode_scores,
 )
 from minimax.data import load
+from minimax.likelihood import log_mean_exp
+from minimax.networks import predict
 
 
 def test_sure_and_even_predictions_score_the_number_of_classes():
@@ -440,3 +444,25 @@ def test_one_number_has_the_greatest_divergence():
     images = torch.zeros(100, 3, 2, 2)
     modes, divergence = stacked_mode_scores(images, lambda channel: channel[:, 0, 0, 0].long())
     assert modes == 1 and divergence == pytest.approx(math.log(1000))
+
+
+@pytest.mark.parametrize(
+    ("score", "name"),
+    [
+        (inception_score, "probabilities"),
+        (lambda rows: frechet_distance(torch.rand(4, 2), rows), "the second sample"),
+        (lambda rows: precision_recall(rows, torch.rand(4, 2)), "the first sample"),
+        (lambda rows: mode_scores(rows, torch.eye(2), 0.1), "samples"),
+        (lambda rows: mode_scores(torch.rand(4, 2), rows, 0.1), "centres"),
+        (reverse_kl, "counts"),
+        (lambda rows: nearest_codes(nn.Linear(1, 2), rows, 1), "images"),
+        (lambda rows: stacked_mode_scores(rows, lambda x: x), "images"),
+        (lambda rows: predict(nn.Linear(2, 2), rows), "x"),
+        (log_mean_exp, "values"),
+    ],
+)
+def test_an_array_that_is_no_tensor_is_named(score, name):
+    with pytest.raises(ValueError, match=rf"{name} is ndarray; it has to be a tensor"):
+        score(np.full((4, 2), 0.5))
+    with pytest.raises(ValueError, match=rf"{name} is list; it has to be a tensor"):
+        score([[0.5, 0.5], [0.5, 0.5]])

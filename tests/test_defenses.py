@@ -429,3 +429,33 @@ def test_batches_that_do_not_fit_are_named(loss, batch, named):
 def test_bad_arguments_are_named(call, named):
     with pytest.raises(ValueError, match=named):
         call(Halfspace(), torch.rand(2, 1, 2, 2) * 0.9)
+
+
+@pytest.mark.parametrize("copies", [None, 2])
+@pytest.mark.parametrize("wrong", [10, -100])
+def test_labels_that_the_network_does_not_know_are_named_in_a_game(copies, wrong):
+    network, x = mlp(5, 10), torch.rand(8, 5)
+    y = torch.full((8,), wrong)
+    players = [
+        (adversarial_training(network, 0.1, mix=0.5), (x, y)),
+        (virtual_adversarial_training(network, 0.1), (x, y, x)),
+    ]
+    for player, data in players:
+        with pytest.raises(ValueError, match=rf"y is from {wrong} to {wrong}; .* from 0 to 9"):
+            play([player], minibatches(*data, size=4), rounds=1, copies=copies)
+
+
+@pytest.mark.parametrize("copies", [None, 2])
+def test_images_outside_the_unit_interval_are_named_in_a_game(copies):
+    """They would be clamped into it without a word, and the ball left."""
+    player = adversarial_training(mlp(5, 10), 0.1)
+    x = torch.linspace(-1, 1, 40).view(8, 5)
+    batches = lambda generator: (x, torch.zeros(8).long())  # noqa: E731
+    with pytest.raises(ValueError, match=r"x is between -1 and 1; it has to be between 0 and 1"):
+        play([player], batches, rounds=1, copies=copies)
+
+
+def test_a_gradient_of_nan_is_no_defense():
+    """The sign of NaN is 0: the images would stay where they are, and pass for the worst."""
+    moved = worst_case(lambda x: (x - 0.5).abs().sqrt().sum(), torch.tensor([[0.5, 0.2]]), 0.1)
+    assert moved[0, 0].isnan() and moved[0, 1] == pytest.approx(0.1)

@@ -940,6 +940,30 @@ def test_without_instructions_for_bf16_a_warning_says_so_and_32_bits_play(monkey
     assert torch.equal(half, image_game())
 
 
+@pytest.mark.filterwarnings("error")
+def test_whether_bf16_pays_is_asked_of_the_device_and_not_of_the_checkpoint(tmp_path, monkeypatch):
+    """Where nobody has chosen, a game moves from one processor to another."""
+    ends = {}
+    for able, rounds in ((True, 2), (False, 4)):
+        monkeypatch.setattr(engine, "bf16_pays", lambda device, able=able: able)
+        torch.manual_seed(0)
+        line = nn.Linear(2, 1)
+        player = Player(line, lambda x, line=line: line(x).square().mean(), name="line")
+        options = {"seed": 0, "bf16": None, "checkpoint": tmp_path}
+        ends[able] = play(
+            [player], minibatches(torch.randn(8, 2), size=4), rounds=rounds, **options
+        )
+    assert torch.equal(ends[False].losses["line"][:2], ends[True].losses["line"])
+
+
+def test_arrays_and_lists_are_drawn_from_as_tensors_are():
+    rows, draws = torch.randn(8, 2), []
+    for data in (rows, rows.numpy(), rows.tolist()):
+        generator = torch.Generator().manual_seed(0)
+        draws.append(minibatches(data, size=4)(generator)[0])
+    assert torch.equal(draws[0], draws[1]) and torch.equal(draws[0], draws[2])
+
+
 def test_bf16_keeps_no_casts_that_were_made_without_gradients(monkeypatch):
     monkeypatch.setattr(engine, "bf16_pays", lambda device: True)
     line, cached = nn.Linear(2, 4), []

@@ -619,3 +619,10 @@ def test_the_refiner_moves_twice_and_the_memory_is_d_s_to_keep():
     assert discriminator.modules == [D, memory]
     play([discriminator, refiner], minibatches(synthetic, real, size=8), rounds=3, seed=0)
     assert memory.filled == 16  # what it saw in three rounds of eight
+
+
+@pytest.mark.parametrize("wrong", [3, -100])
+def test_a_class_that_the_semi_supervised_head_does_not_know_is_named(wrong):
+    player = semi_supervised(mlp(2, 4), mlp(4, 3), G1)[0]
+    with pytest.raises(ValueError, match=rf"y is from {wrong} to {wrong}; .* from 0 to 2"):
+        player.loss(X, torch.full((6,), wrong), X, Z)

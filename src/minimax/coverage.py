@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from minimax.errors import Words, check_count, check_number, described, refuse
+from minimax.errors import Words, check_count, check_number, check_tensor, described, refuse
 
 SMALLEST = 1e-12  # of what has to be positive
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -136,7 +136,7 @@ def stacked_mode_scores(images: Tensor, classify: Callable[[Tensor], Tensor]) ->
     (2017), section 3.3.1. Uniform draws have about 999 / 2N nats. Raises ValueError for images
     without three channels, and for answers that are no digits. Introduced in *Mode collapse*.
     """
-    if images.dim() != 4 or images.shape[1] != 3 or len(images) == 0:
+    if check_tensor("images", images).dim() != 4 or images.shape[1] != 3 or len(images) == 0:
         refuse("images", Words(f"of shape {tuple(images.shape)}"), "of shape (N, 3, H, W), N > 0")
 
     def digit(channel: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ def reverse_kl(counts: Tensor) -> float:
     ``reverse_kl_floor``. Raises ValueError if nothing was counted, or something less than never.
     Introduced in *Mode collapse*.
     """
-    if counts.dim() != 1 or len(counts) == 0:
+    if check_tensor("counts", counts).dim() != 1 or len(counts) == 0:
         refuse("counts", described(counts), "a vector, with one count for each mode")
     if not bool(((counts >= 0) & counts.isfinite()).all()):
         refuse("counts", Words("with a negative one, NaN or infinity"), "numbers of at least 0")
@@ -194,6 +194,7 @@ def nearest_codes(
     """
     for name, count in (("codes", codes), ("restarts", restarts), ("steps", steps)):
         check_count(name, count)
+    check_tensor("images", images)
     if images.dim() < 2 or images.numel() == 0 or not bool(images.isfinite().all()):
         refuse("images", described(images), "a batch of one image or more, without NaN")
     weight = next(G.parameters(), images) if isinstance(G, nn.Module) else images
@@ -225,7 +226,7 @@ def batched_lbfgs(
     ValueError for a loss that does not give one value per row, or gives NaN at the start.
     Introduced in *Mode collapse*.
     """
-    if start.dim() != 2 or not start.is_floating_point():
+    if check_tensor("start", start).dim() != 2 or not start.is_floating_point():
         refuse("start", described(start), "a float tensor of shape (N, d)")
 
     def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -309,13 +310,14 @@ def _scores(nearest: Tensor, good: Tensor, modes: int) -> ModeScores:
 
 
 def _check_points(argument: str, points: Tensor, *, finite: bool = True) -> None:
-    if points.dim() != 2 or points.numel() == 0:
+    if check_tensor(argument, points).dim() != 2 or points.numel() == 0:
         refuse(argument, Words(f"of shape {tuple(points.shape)}"), "of shape (N, d), not empty")
     if finite and not bool(points.isfinite().all()):
         refuse(argument, Words("with NaN or infinity"), "finite numbers")
 
 
 def _check_pair(one: Tensor, two: Tensor, least: int) -> None:
+    one, two = check_tensor("the first sample", one), check_tensor("the second sample", two)
     if one.dim() != 2 or two.dim() != 2 or one.shape[1] != two.shape[1] or one.shape[1] == 0:
         got = Words(f"of shapes {tuple(one.shape)} and {tuple(two.shape)}")
         refuse("the two samples", got, "of shapes (N, d) and (M, d)")

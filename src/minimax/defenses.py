@@ -14,6 +14,8 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from minimax.errors import (
     Words,
+    all_copies,
+    check_classes,
     check_count,
     check_labels,
     check_model,
@@ -32,12 +34,17 @@ def _positive(argument: str, value: float) -> float:
     return number
 
 
-def _answers(network: nn.Module, x: Tensor) -> Tensor:
-    """Return the logits of ``network``; of one class alone, nothing could ever be wrong."""
+def _answers(network: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
+    """Return the logits of ``network``; of one class alone, nothing could ever be wrong.
+
+    Labels ``y`` that are none of its classes are refused, on a CPU: on a GPU nothing may wait.
+    """
     logits = network(x)
     if logits.dim() != 2 or logits.shape[1] < 2:
         got = Words(f"giving shape {tuple(logits.shape)}")
         refuse("network", got, f"giving ({len(x)}, classes), of two classes or more")
+    if y is not None and y.device.type == "cpu":
+        check_classes("y", y, logits.shape[1])
     return logits
 
 
@@ -53,7 +60,8 @@ def worst_case(
     """Return images near ``x`` at which ``loss`` is high: steps along the sign of its gradient.
 
     The inner maximum of Madry et al. (2018), equation 2.1, for use inside a player's loss: unlike
-    ``attacks.pgd`` it runs under ``torch.func.vmap`` and checks nothing. ``loss`` maps images of
+    ``attacks.pgd`` it runs under ``torch.func.vmap`` and checks nothing: where a gradient is NaN,
+    so is the image. ``loss`` maps images of
     the shape of ``x`` to a scalar that sums over them. The result lies within |δ| ≤ ``epsilon`` and
     in [0, 1]; no gradient passes through it. ``step_size`` is in pixels (default 2.5·ε/steps, for
     one step ε). Batch normalisations in training go by the batch, and their running statistics
@@ -64,7 +72,9 @@ def worst_case(
     with torch.no_grad(), statistics_held():
         moved = (x + epsilon * (2 * torch.rand_like(x) - 1)).clamp(0, 1) if random_start else x
         for _ in range(steps):
-            moved = moved + size * torch.func.grad(loss)(moved).sign()
+            slope = torch.func.grad(loss)(moved)
+            up = torch.where(slope.isnan(), slope, slope.sign())  # the sign of NaN would be 0
+            moved = moved + size * up
             moved = (x + (moved - x).clamp(-epsilon, epsilon)).clamp(0, 1)
     return moved
 
@@ -85,8 +95,9 @@ def adversarial_training(
     by ``worst_case``. One step without a random start and ``mix=0.5`` is Goodfellow et al. (2015),
     section 6; forty steps of 0.01 from a random start are Madry et al. (2018) on MNIST; one step of
     1.25·ε from a random start is Wong et al. (2020). A batch is (x, y); ``options`` go to
-    ``Player``. Raises ValueError for arguments out of range, and the loss for labels that are none
-    and for a network that does not tell classes apart. Introduced in *Defenses*.
+    ``Player``. Raises ValueError for arguments out of range, and the loss for images outside
+    [0, 1], labels that are none, and a network that does not tell classes apart. Introduced in
+    *Defenses*.
     """
     epsilon, mix = check_number("epsilon", epsilon), check_number("mix", mix)
     if mix > 1:
@@ -101,9 +112,11 @@ def adversarial_training(
 
     def adversarial_loss(x: Tensor, y: Tensor) -> Tensor:
         y = check_labels("y", y, len(x))
+        if x.device.type == "cpu":  # on a GPU, nothing may wait for what the numbers are
+            check_pixels("x", all_copies(x))
 
         def total(images: Tensor) -> Tensor:
-            return cross_entropy(_answers(network, images), y, reduction="sum")
+            return cross_entropy(_answers(network, images, y), y, reduction="sum")
 
         loss = mix * cross_entropy(network(worst_case(total, x, epsilon, **kwargs)), y)
         return loss if mix == 1 else loss + (1 - mix) * cross_entropy(network(x), y)
@@ -174,7 +187,7 @@ def virtual_adversarial_training(
         smoothness = virtual_adversarial_loss(
             network, everything, epsilon, iterations=iterations, xi=xi
         )
-        return cross_entropy(network(x), y) + weight * smoothness
+        return cross_entropy(_answers(network, x, y), y) + weight * smoothness
 
     return Player(network, virtual_adversarial, **options)
 

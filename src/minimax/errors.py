@@ -61,6 +61,20 @@ def described(value: object) -> Words:
     return Words(type(value).__name__)
 
 
+def check_tensor(argument: str, value: Tensor) -> Tensor:
+    """Return ``value``, or refuse it unless it is a tensor of numbers."""
+    if not isinstance(value, Tensor) or value.dtype == torch.bool:
+        refuse(argument, described(value), "a tensor of numbers (torch.as_tensor makes one)")
+    return value
+
+
+def all_copies(x: Tensor) -> Tensor:
+    """Return the numbers of all copies, where ``x`` is what a loss sees of one (vmap)."""
+    while torch._C._functorch.is_batchedtensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x
+
+
 def check_pixels(argument: str, x: Tensor) -> None:
     """Refuse ``x`` unless it is a non-empty float batch with every pixel in [0, 1]."""
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2 or x.numel() == 0:
@@ -118,10 +132,17 @@ def check_logits(
     if not torch.isfinite(logits).all():
         got = Words("returning NaN or infinity")
         refuse(argument, got, "returning finite logits on images in [0, 1]")
-    if y is not None and len(y) and (y.min() < 0 or y.max() >= logits.shape[1]):
-        span = Words(f"from {y.min().item()} to {y.max().item()}")
-        refuse(labels, span, f"from 0 to {logits.shape[1] - 1}, the classes that the model knows")
+    if y is not None:
+        check_classes(labels, y, logits.shape[1])
     return logits
+
+
+def check_classes(argument: str, y: Tensor, classes: int) -> None:
+    """Refuse labels ``y`` that are none of so many ``classes``, in any copy of a game."""
+    y = all_copies(y)
+    if y.numel() and (y.min() < 0 or y.max() >= classes):
+        span = Words(f"from {y.min().item()} to {y.max().item()}")
+        refuse(argument, span, f"from 0 to {classes - 1}, the classes that the model knows")
 
 
 def logits_of(

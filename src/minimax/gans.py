@@ -15,7 +15,15 @@ from torch.func import functional_call, grad
 from torch.nn.functional import softplus
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from minimax.errors import Words, check_count, check_labels, check_made, check_number, refuse
+from minimax.errors import (
+    Words,
+    check_classes,
+    check_count,
+    check_labels,
+    check_made,
+    check_number,
+    refuse,
+)
 from minimax.game import Player
 from minimax.networks import statistics_held
 from minimax.stabilisers import MinibatchDiscrimination
@@ -429,7 +437,10 @@ def semi_supervised(body: nn.Module, head: nn.Module, G: nn.Module, **options: A
     def discriminator_loss(x: Tensor, y: Tensor, unlabelled: Tensor, noise: Tensor) -> Tensor:
         made = check_made("G", G(noise), len(noise), unlabelled).detach()
         real, fake = (head(body(images)).logsumexp(1) for images in (unlabelled, made))
-        labelled = nn.functional.cross_entropy(head(body(x)), check_labels("y", y, len(x)))
+        logits, y = head(body(x)), check_labels("y", y, len(x))
+        if y.device.type == "cpu":
+            check_classes("y", y, logits.shape[1])
+        labelled = nn.functional.cross_entropy(logits, y)
         return labelled + softplus(-real).mean() + softplus(fake).mean()
 
     def generator_loss(x: Tensor, y: Tensor, unlabelled: Tensor, noise: Tensor) -> Tensor:

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from minimax.errors import Words, check_count, check_number, described, refuse
+from minimax.errors import (
+    Words,
+    check_count,
+    check_number,
+    check_pixels,
+    check_tensor,
+    described,
+    refuse,
+)
 from minimax.game import Player
 from minimax.networks import VAE
 
@@ -27,6 +35,7 @@ class BernoulliMixture:
     """
 
     def __init__(self, weights: Tensor, means: Tensor) -> None:
+        check_tensor("weights", weights), check_tensor("means", means)
         if means.dim() != 2 or weights.shape != means.shape[:1]:
             got = Words(f"of shapes {tuple(weights.shape)} and {tuple(means.shape)}")
             refuse("(weights, means)", got, "of shapes (K,) and (K, d)")
@@ -43,7 +52,7 @@ class BernoulliMixture:
         cls, x: Tensor, components: int, generator: torch.Generator | None = None
     ) -> "BernoulliMixture":
         """Return equal weights, and means halfway between those of ``x`` and random rows of it."""
-        _check_unit(x)
+        check_pixels("x", x)
         if check_count("components", components) > len(x):
             refuse("components", components, f"at most {len(x)}, the number of images")
         rows = torch.randperm(len(x), generator=generator)[:components]
@@ -52,7 +61,7 @@ class BernoulliMixture:
 
     def log_joint(self, x: Tensor) -> Tensor:
         """Return log πₖ + log p(x | k), of shape (N, K)."""
-        _check_unit(x)
+        check_pixels("x", x)
         if x.shape[1:] != self.means.shape[1:]:
             got = Words(f"of shape {tuple(x.shape)}")
             refuse("x", got, f"of shape (N, {self.means.shape[1]}), as the means are")
@@ -227,7 +236,7 @@ def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
 
     Introduced in *Generative models*.
     """
-    if values.dim() == 0 or values.shape[dim] == 0:
+    if check_tensor("values", values).dim() == 0 or values.shape[dim] == 0:
         refuse("values", described(values), "of at least one value to average")
     return values.logsumexp(dim) - math.log(values.shape[dim])
 
@@ -248,7 +257,7 @@ def importance_weighted_bound(
     several = [check_count("samples", count) for count in counts]
     if not several:
         refuse("samples", samples, "a count, or a sequence of at least one")
-    _check_unit(x)
+    check_pixels("x", x)
     weight = next(vae.parameters(), x)
     if x.dtype != weight.dtype:
         refuse("x", Words(str(x.dtype)), f"{weight.dtype}, as the weights of the model are")
@@ -272,15 +281,6 @@ def importance_weighted_bound(
     if not bool(joined.isfinite().all()):
         refuse("vae", Words("giving NaN or infinity"), "one that gives finite logits")
     return joined[0] if single else joined
-
-
-def _check_unit(x: Tensor) -> None:
-    """Refuse ``x`` unless it is a non-empty float batch (N, …) of pixels in [0, 1]."""
-    if x.dim() < 2 or x.numel() == 0 or not x.is_floating_point():
-        refuse("x", described(x), "a non-empty batch of images, a float tensor of shape (N, …)")
-    low, high = (end.item() for end in x.aminmax())
-    if not (low >= 0 and high <= 1):  # written so that NaN is refused too
-        refuse("x", Words(f"between {low:g} and {high:g}"), "between 0 and 1")
 
 
 def _check_rbm(rbm: RBM) -> None:

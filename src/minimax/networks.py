@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from minimax.errors import Words, check_count, check_labels, check_model, logits_of, refuse
+from minimax.errors import (
+    Words,
+    check_classes,
+    check_count,
+    check_labels,
+    check_model,
+    check_tensor,
+    logits_of,
+    refuse,
+)
 
 LEAKY_RELU = partial(nn.LeakyReLU, 0.2)
 
@@ -350,7 +359,7 @@ def predict(model: nn.Module, x: Tensor, batch_size: int = 1024) -> Tensor:
     logits for each of ``x`` (N, …). Introduced in *Adversarial examples*.
     """
     check_count("batch_size", batch_size)
-    if len(x) == 0:
+    if len(check_tensor("x", x)) == 0:
         refuse("x", Words(f"of shape {tuple(x.shape)}"), "a batch of at least one")
     check_model(model)
     with evaluating(model):
@@ -360,11 +369,13 @@ def predict(model: nn.Module, x: Tensor, batch_size: int = 1024) -> Tensor:
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     """Return the share of ``x`` (N, …) that ``model`` puts into class ``y`` (N,).
 
-    Raises ValueError as ``predict`` does, and for labels of another shape. Introduced in
-    *Adversarial examples*.
+    Raises ValueError as ``predict`` does, and for labels of another shape or that ``model`` does
+    not know. Introduced in *Adversarial examples*.
     """
     y = check_labels("y", y, len(x))
-    return (predict(model, x).argmax(1) == y).float().mean().item()
+    probabilities = predict(model, x)
+    check_classes("y", y, probabilities.shape[1])
+    return (probabilities.argmax(1) == y).float().mean().item()
 
 
 class UNet(nn.Module):

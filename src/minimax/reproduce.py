@@ -224,12 +224,11 @@ def train_dcgan(
     """Train a DCGAN on ``images``, a tensor (N, channels, size, size) or a data set of such images.
 
     Radford et al. (2016), section 4: Adam, 2·10⁻⁴, β₁ = 0.5. The generator that is returned has
-    the moving average of its weights. ``bf16`` is by default what the device has instructions for.
-    Under torchrun every process computes its share of each batch, and all end with the same
+    the moving average of its weights. ``bf16`` is by default used where the device has instructions
+    for it. Under torchrun every process computes its share of each batch, and all end with the same
     weights. Introduced in *DCGAN*.
     """
     device = parallel.start()
-    bf16 = bf16_pays(device) if bf16 is None else bf16
     torch.manual_seed(seed)
     channels = images[0].shape[0]
     G = DCGANGenerator(size, channels, features, codes).to(device)

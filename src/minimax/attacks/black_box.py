@@ -16,10 +16,12 @@ from minimax.attacks.gradient import frozen
 from minimax.attacks.minimal import margin
 from minimax.errors import (
     Words,
+    check_classes,
     check_count,
     check_images,
     check_labels,
     check_logits,
+    check_model,
     check_number,
     check_pixels,
     logits_of,
@@ -79,6 +81,7 @@ def train_substitute(
     *Black-box and physical attacks*.
     """
     check_pixels("seeds", seeds)
+    check_model(network, "network")
     augmentations = check_count("augmentations", augmentations, at_least=0)
     period, epochs = check_count("period", period), check_count("epochs", epochs)
     step = check_number("step", step)
@@ -88,6 +91,7 @@ def train_substitute(
     images, labels = seeds, _asked(oracle, seeds)
     queries, watched = [], []
     for augmentation in range(augmentations + 1):
+        check_classes("oracle(images)", labels, logits_of(network, images[:1]).shape[1])
         rounds = epochs * math.ceil(len(images) / 128)
         player = Player(network, lambda x, y: cross_entropy(network(x), y), lr=lr)
         play([player], minibatches(images, labels, size=min(128, len(images))), rounds=rounds)
@@ -99,7 +103,7 @@ def train_substitute(
         signed = step * (-1) ** (augmentation // period)
         with frozen(network):
             x = images.clone().requires_grad_()
-            logits = logits_of(network, x, labels)
+            logits = logits_of(network, x)
             (gradient,) = torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), x)
         new = (images + signed * gradient.sign()).clamp(0, 1)
         if reservoir is not None and augmentation >= reservoir[0]:

@@ -50,7 +50,8 @@ class Game:
 
     def __init__(
         self, players: Sequence[Player], copies: int | None, seed: int,
-        initialise: Callable[[nn.Module], None], bf16: bool, channels_last: bool, compile: bool,
+        initialise: Callable[[nn.Module], None], bf16: bool | None, channels_last: bool,
+        compile: bool,
     ) -> None:  # fmt: skip
         self.arena = Arena(players)
         self.copies, self.seed, self.wants_bf16 = copies, seed, bf16
@@ -65,7 +66,7 @@ class Game:
             got = Words(f"on {', '.join(sorted(map(str, devices))) or 'no device'}")
             refuse("modules", got, "models whose weights lie on one device")
         self.device = devices.pop()
-        self.bf16 = bf16 and bf16_pays(self.device)
+        self.bf16 = bf16 is not False and bf16_pays(self.device)
         if bf16 and not self.bf16:
             text = "This processor has no instructions for bfloat16: the game is played in 32 bits."
             warnings.warn(text, stacklevel=3)

@@ -89,7 +89,7 @@ def play(
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 1000,
     key: str | None = None,
-    bf16: bool = False,
+    bf16: bool | None = False,
     channels_last: bool = False,
     compile: bool = False,
     graph: bool | None = None,
@@ -122,10 +122,11 @@ def play(
     can say it.
 
     For speed: ``bf16`` evaluates the losses under autocast (on a processor without instructions for
-    it, with a warning, it does not: they would be far slower), ``channels_last`` lays images and
-    kernels out so (and leaves the networks like that), ``compile`` compiles the losses, and
-    ``graph`` captures a round as a CUDA graph and replays it (None: where that is possible; a
-    warning says why it is not). Only ``bf16`` changes the results by more than rounding.
+    it, with a warning, it does not: they would be far slower; None asks the processor),
+    ``channels_last`` lays images and kernels out so (and leaves the networks like that),
+    ``compile`` compiles the losses, and ``graph`` captures a round as a CUDA graph and replays it
+    (None: where that is possible; a warning says why it is not). Only ``bf16`` changes the results
+    by more than rounding.
 
     Several processes that torchrun has started, and ``parallel.start`` has joined, play one game
     together (DistributedDataParallel): ``minibatches`` gives each its share, gradients and losses

@@ -127,4 +127,5 @@ def _rows(data: Tensor | Dataset[Any], rows: Tensor) -> Tensor:
         return data[rows.to(data.device)]
     with ThreadPoolExecutor(8) as threads:
         read = list(threads.map(data.__getitem__, rows.tolist()))
-    return torch.stack([row[0] if isinstance(row, tuple) else row for row in read])
+    first = (row[0] if isinstance(row, tuple) else row for row in read)
+    return torch.stack([torch.as_tensor(part) for part in first])
