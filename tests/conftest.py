@@ -103,7 +103,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, str], dict[st
         else:
             outputs.append(({"text/html": thing.data}, metadata or {}))  # type: ignore[attr-defined]
 
-    for module in ("minimax.claims", "minimax.figures.show", "minimax.recorded"):
+    for module in ("minimax.claims", "minimax.figures.page", "minimax.recorded"):
         monkeypatch.setattr(sys.modules[module], "display", display)
     return outputs
 

@@ -6,14 +6,15 @@ from torch import nn
 
 from minimax.attacks import fgsm
 from minimax.attacks.black_box import _normal, hop_skip_jump, square, train_substitute
-from minimax.networks import mlp, predict
+from minimax.evaluation import predict_proba
+from minimax.networks import mlp
 
 
 @pytest.fixture
 def oracle(network):
     def answer(images):
         answer.asked += len(images)
-        return predict(network, images).argmax(1)
+        return predict_proba(network, images).argmax(1)
 
     answer.asked = 0
     return answer
@@ -30,22 +31,24 @@ def test_a_substitute_learns_the_oracles_labels_and_its_attacks_transfer(network
     asked = train_substitute(oracle, model, x[:100], augmentations=4, watch=lambda: oracle.asked)
     assert asked.queries == asked.watched == [100, 200, 400, 800, 1600]
     assert len(asked.images) == 100 * 2**4 == oracle.asked
-    assert torch.equal(asked.labels, predict(network, asked.images).argmax(1))
-    rest, labels = x[100:], predict(network, x[100:]).argmax(1)
-    agreement = (predict(model, rest).argmax(1) == labels).float().mean()
+    assert torch.equal(asked.labels, predict_proba(network, asked.images).argmax(1))
+    rest, labels = x[100:], predict_proba(network, x[100:]).argmax(1)
+    agreement = (predict_proba(model, rest).argmax(1) == labels).float().mean()
     assert agreement > 0.75
     attacked = fgsm(model, rest, labels, 0.3)
     coin = torch.randn(rest.shape, generator=torch.Generator().manual_seed(0)).sign()
     noisy = (rest + 0.3 * coin).clamp(0, 1)
     fooled, by_noise = (
-        (predict(network, z).argmax(1) != labels).float().mean() for z in (attacked, noisy)
+        (predict_proba(network, z).argmax(1) != labels).float().mean() for z in (attacked, noisy)
     )
     assert fooled > by_noise + 0.2
 
 
 def test_neighbours_are_one_signed_step_away_and_the_sign_flips(oracle, digits):
     x = digits[0][:20]
-    asked = train_substitute(oracle, substitute_network(), x, augmentations=2, period=1, step=0.05)
+    asked = train_substitute(
+        oracle, substitute_network(), x, augmentations=2, period=1, step_size=0.05
+    )
     for start, end in ((0, 20), (0, 40)):
         step = asked.images[end : 2 * end] - asked.images[start:end]
         assert step.abs().max() <= 0.05 + 1e-6
@@ -55,7 +58,7 @@ def test_neighbours_are_one_signed_step_away_and_the_sign_flips(oracle, digits):
 
 def test_neighbours_follow_the_logit_of_the_oracles_label(oracle, digits):
     x, model = digits[0][:10], substitute_network()
-    options = {"augmentations": 4, "period": 2, "step": 0.05, "lr": 0.0, "epochs": 1}
+    options = {"augmentations": 4, "period": 2, "step_size": 0.05, "lr": 0.0, "epochs": 1}
     asked = train_substitute(oracle, model, x, **options)
     for augmentation, side in enumerate([1, 1, -1, -1]):  # the sign flips every two
         old = asked.images[: 10 * 2**augmentation].clone().requires_grad_()
@@ -86,7 +89,7 @@ def test_square_stays_in_the_ball_counts_its_queries_and_beats_noise(network, di
 
     def scores(images):
         counts.add_(len(images))
-        return predict(network, images)
+        return predict_proba(network, images)
 
     generator = torch.Generator().manual_seed(0)
     found = square(scores, x, y, 0.2, queries=300, generator=generator)
@@ -94,13 +97,13 @@ def test_square_stays_in_the_ball_counts_its_queries_and_beats_noise(network, di
     assert found.images.min() >= 0 and found.images.max() <= 1
     assert found.queries.sum() == counts
     assert found.queries.max() <= 300
-    fooled = predict(network, found.images).argmax(1) != y
+    fooled = predict_proba(network, found.images).argmax(1) != y
     coin = torch.randn(x.shape, generator=generator).sign()
-    by_noise = predict(network, (x + 0.2 * coin).clamp(0, 1)).argmax(1) != y
+    by_noise = predict_proba(network, (x + 0.2 * coin).clamp(0, 1)).argmax(1) != y
     assert fooled.float().mean() > by_noise.float().mean() + 0.3
     assert (found.queries[~fooled] == 300).all()
     more = square(scores, x, y, 0.2, queries=600, generator=torch.Generator().manual_seed(0))
-    assert (predict(network, more.images).argmax(1) != y).sum() >= fooled.sum() - 1
+    assert (predict_proba(network, more.images).argmax(1) != y).sum() >= fooled.sum() - 1
 
 
 def test_square_goes_on_at_a_tie_that_is_no_mistake():
@@ -120,16 +123,16 @@ def test_square_goes_on_at_a_tie_that_is_no_mistake():
 
 
 def test_hop_skip_jump_needs_labels_only_and_gets_nearer_with_queries(network, oracle, digits):
-    x, y = digits[0][:8], predict(network, digits[0][:8]).argmax(1)
+    x, y = digits[0][:8], predict_proba(network, digits[0][:8]).argmax(1)
     start = torch.stack([digits[0][digits[1] == (label + 1) % 10][0] for label in y])
-    start_wrong = predict(network, start).argmax(1) != y
+    start_wrong = predict_proba(network, start).argmax(1) != y
     x, y, start = x[start_wrong], y[start_wrong], start[start_wrong]
     distances = [(start - x).flatten(1).norm(dim=1)]
     for queries in (100, 1500):
         oracle.asked = 0
         generator = torch.Generator().manual_seed(0)
         found = hop_skip_jump(oracle, x, y, start, queries=queries, generator=generator)
-        assert (predict(network, found.images).argmax(1) != y).all()
+        assert (predict_proba(network, found.images).argmax(1) != y).all()
         assert found.queries.sum() == oracle.asked
         assert found.queries.max() <= queries
         distances.append((found.images - x).flatten(1).norm(dim=1))
@@ -186,19 +189,19 @@ def test_answers_that_are_none_are_refused(network, digits):
     with pytest.raises(ValueError, match=r"oracle\(images\) is \(4, 10\) torch.float32"):
         train_substitute(lambda images: torch.rand(len(images), 10), substitute_network(), x)
     with pytest.raises(ValueError, match="y is from 0 to 12"):
-        square(lambda z: predict(network, z), x, torch.tensor([0, 1, 2, 12]), 0.1)
+        square(lambda z: predict_proba(network, z), x, torch.tensor([0, 1, 2, 12]), 0.1)
 
 
 def test_refusals(network, oracle, digits):
-    x, y = digits[0][:4], predict(network, digits[0][:4]).argmax(1)
+    x, y = digits[0][:4], predict_proba(network, digits[0][:4]).argmax(1)
     with pytest.raises(ValueError, match="start is labelled"):
         hop_skip_jump(oracle, x, y, x)
     with pytest.raises(ValueError, match=r"start is \(2, 1, 8, 8\)"):
         hop_skip_jump(oracle, x, y, x[:2])
     with pytest.raises(ValueError, match="queries is 0"):
-        square(lambda z: predict(network, z), x, y, 0.1, queries=0)
+        square(lambda z: predict_proba(network, z), x, y, 0.1, queries=0)
     with pytest.raises(ValueError, match=r"x is \(4, 64\)"):
-        square(lambda z: predict(network, z), x.flatten(1), y, 0.1)
+        square(lambda z: predict_proba(network, z), x.flatten(1), y, 0.1)
     with pytest.raises(ValueError, match="epochs is 0"):
         train_substitute(oracle, substitute_network(), x, epochs=0)
     with pytest.raises(ValueError, match="reservoir is 0"):

@@ -1,6 +1,7 @@
 """The ensemble of attacks: its parts, and its agreement with public implementations."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ from torch.nn.functional import cross_entropy
 from minimax import recorded
 from minimax.attacks import ensemble, pgd
 from minimax.attacks.black_box import hop_skip_jump, square
-from minimax.attacks.ensemble import apgd, auto_attack, dlr
+from minimax.attacks.ensemble import Ensemble, apgd, auto_attack, dlr
 from minimax.data import load
 from minimax.defenses import adversarial_training
+from minimax.evaluation import accuracy, predict_proba
 from minimax.game import minibatches, play
-from minimax.networks import accuracy, mlp, predict, strided_network
+from minimax.networks import mlp, strided_network
 
 EPSILON = 0.15
 
@@ -45,7 +47,7 @@ def test_dlr_is_the_papers_and_knows_no_scale():
 @pytest.mark.parametrize("loss", ["cross_entropy", "dlr"])
 def test_apgd_stays_in_the_ball_and_is_as_strong_as_pgd(network, digits, loss):
     x, y = digits.x[:100], digits.y[:100]
-    target = predict(network, x).scatter(1, y[:, None], 0).argmax(1)
+    target = predict_proba(network, x).scatter(1, y[:, None], 0).argmax(1)
     found = apgd(network, x, y, EPSILON, loss=loss, target=target)
     assert (found - x).abs().max() <= EPSILON + 1e-6 and found.min() >= 0 and found.max() <= 1
     by_pgd = accuracy(network, pgd(network, x, y, EPSILON, steps=100, until_fooled=True), y)
@@ -113,7 +115,7 @@ def test_apgd_is_the_papers_algorithm_written_out(seed, monkeypatch):
 
     class Sure(nn.Module):
         def forward(self, x):
-            return body(x) + torch.tensor([60.0, 0.0, 0.0])
+            return body(x) + torch.tensor([20.0, 0.0, 0.0])  # never wrong, yet not at loss 0
 
     x, y = torch.rand(1, 12).double(), torch.tensor([0])
     monkeypatch.setattr(ensemble.BALLS["linf"], "sample", staticmethod(lambda x, r, g: x))
@@ -126,7 +128,7 @@ def test_below_four_classes_the_ensemble_leaves_dlr_out_and_says_so(classes):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
     x = torch.rand(6, 1, 8, 8)
-    y = predict(model, x).argmax(1)
+    y = predict_proba(model, x).argmax(1)
     found = auto_attack(model, x, y, 1e-3, steps=5, queries=20)
     assert list(found.after.values()) == [1.0] * 4
     assert "APGD, targeted DLR: left out, fewer than four classes" in found.after
@@ -147,7 +149,7 @@ def test_below_four_classes_the_ensemble_leaves_dlr_out_and_says_so(classes):
 def test_the_ensemble_refuses_before_any_work(options, named):
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4))
     x = torch.rand(3, 1, 2, 2)
-    wrong = (predict(model, x).argmax(1) + 1) % 4  # nothing is left to attack
+    wrong = (predict_proba(model, x).argmax(1) + 1) % 4  # nothing is left to attack
     with pytest.raises(ValueError, match=named):
         auto_attack(model, x, wrong, **({"epsilon": 0.1} | options))
 
@@ -194,7 +196,7 @@ def test_square_is_as_strong_as_the_public_one(network, digits):
     public = pytest.importorskip("pyautoattack")
     x, y = digits.x, digits.y
     torch.manual_seed(0)
-    found = square(lambda images: predict(network, images), x, y, EPSILON, queries=300).images
+    found = square(lambda images: predict_proba(network, images), x, y, EPSILON, queries=300).images
     attack = public.AutoAttack(network, eps=EPSILON, seed=0, attacks=["square"], version="custom")
     attack.square.n_queries = 300
     theirs = accuracy(network, attack.run_standard_evaluation(x, y, batch_size=len(x))[0], y)
@@ -205,14 +207,14 @@ def test_square_is_as_strong_as_the_public_one(network, digits):
 def test_hop_skip_jump_comes_as_near_as_foolboxs(network, digits):
     foolbox = pytest.importorskip("foolbox")
     torch.manual_seed(0)
-    right = (predict(network, digits.x).argmax(1) == digits.y).nonzero()[:6, 0]
+    right = (predict_proba(network, digits.x).argmax(1) == digits.y).nonzero()[:6, 0]
     x, y = digits.x[right], digits.y[right]
     start = torch.stack([digits.x[right][y != label][0] for label in y])
 
     def distance(images):
         return (images - x).flatten(1).norm(dim=1).median().item()
 
-    ours = hop_skip_jump(lambda images: predict(network, images).argmax(1), x, y, start,
+    ours = hop_skip_jump(lambda images: predict_proba(network, images).argmax(1), x, y, start,
                          queries=1500)  # fmt: skip
     attack = foolbox.attacks.HopSkipJumpAttack(steps=9, initial_gradient_eval_steps=50)
     model = foolbox.PyTorchModel(network, bounds=(0, 1), device="cpu")
@@ -277,7 +279,7 @@ def test_a_target_that_is_no_other_class_is_named(network, digits):
 def test_flat_images_are_attacked_where_no_squares_are_asked_for():
     torch.manual_seed(0)
     model, x = mlp(6, 5), torch.rand(8, 6)
-    y = predict(model, x).argmax(1)
+    y = predict_proba(model, x).argmax(1)
     found = auto_attack(model, x, y, 0.3, steps=5, queries=0)
     assert found.after["Square"] < 1
     with pytest.raises(ValueError, match=r"x is of shape \(8, 6\)"):
@@ -293,3 +295,23 @@ def test_the_ensemble_takes_networks_in_half_precision(kind):
     found = auto_attack(model, x, y, 0.25, steps=3, queries=5)
     assert found.images.dtype == kind
     assert (found.images - x).abs().max() <= 0.251
+
+
+def test_several_radii_are_attacked_one_after_another():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 5))
+    x, radii = torch.rand(6, 1, 4, 4), [0.02, 0.1]
+    y = model(x).argmax(1)
+    seeded = lambda: torch.Generator().manual_seed(1)  # noqa: E731
+    for attack in (apgd, auto_attack, partial(square, model, queries=20)):
+        given = (x, y) if isinstance(attack, partial) else (model, x, y)
+        both = attack(*given, radii, generator=seeded())
+        generator = seeded()
+        alone = [attack(*given, epsilon, generator=generator) for epsilon in radii]
+        images = [one if isinstance(one, torch.Tensor) else one.images for one in alone]
+        found = both if isinstance(both, torch.Tensor) else both.images
+        assert torch.equal(found, torch.stack(images)) and found.shape == (2, *x.shape)
+        if isinstance(both, Ensemble):
+            assert both.after == [one.after for one in alone]
+    with pytest.raises(ValueError, match=r"epsilon is \[\]; it has to be a number or a non-empty"):
+        apgd(model, x, y, [])

@@ -278,15 +278,15 @@ def test_the_density_term_leads_to_the_benign(sevens_and_threes):
     ("change", "message"),
     [
         ({"norm": "l3"}, "norm is 'l3'"),
-        ({"distance": -1.0}, "distance is -1"),
+        ({"epsilon": -1.0}, "epsilon is -1"),
         ({"bandwidth": 0.0}, "bandwidth is 0"),
         ({"density": -1.0}, "density is -1"),
         ({"steps": 0}, "steps is 0"),
         ({"benign": torch.zeros(3, 5)}, r"benign is \(3, 5\)"),
         ({"benign": torch.zeros(0, 4), "density": 1.0}, "benign is .* a non-empty batch"),
-        ({"distance": []}, r"distance is \[\]"),
-        ({"distance": "0.1"}, "distance is '0.1'"),
-        ({"distance": ["1"]}, "distance is '1'"),
+        ({"epsilon": []}, r"epsilon is \[\]"),
+        ({"epsilon": "0.1"}, "epsilon is '0.1'"),
+        ({"epsilon": ["1"]}, "epsilon is '1'"),
         ({"x": torch.rand(2, 4) * 255}, "x is between"),
         ({"x": torch.rand(2, 4) - 1}, "x is between -"),
         ({"x": torch.rand(2, 4) / 0}, "x is between inf"),
@@ -294,6 +294,6 @@ def test_the_density_term_leads_to_the_benign(sevens_and_threes):
     ],
 )
 def test_bad_input_gets_one_clear_sentence(change, message):
-    arguments = {"x": torch.rand(2, 4), "benign": torch.rand(3, 4), "distance": 1.0} | change
+    arguments = {"x": torch.rand(2, 4), "benign": torch.rand(3, 4), "epsilon": 1.0} | change
     with pytest.raises(ValueError, match=message):
         evade(lambda x: x.sum(1), **arguments)

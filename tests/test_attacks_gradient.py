@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from minimax.attacks import fgsm, input_gradient, pgd
-from minimax.networks import accuracy
+from minimax.evaluation import accuracy
 
 
 @pytest.fixture(scope="module")

@@ -96,7 +96,7 @@ def test_the_first_step_of_the_other_attacks_goes_down_their_loss_and_by_the_rat
         (slope,) = torch.autograd.grad(loss, image)
         torch.manual_seed(0)
         moved = reconstruct_as(
-            vae, x, goal, attack=attack, classifier=reader, c=7.0, steps=1, learning_rate=0.01
+            vae, x, goal, attack=attack, classifier=reader, c=7.0, steps=1, lr=0.01
         )
         clear = slope.abs() > 1e-4  # Adam's first step is the sign of the slope
         assert torch.allclose((moved - x)[clear], -0.01 * slope.sign()[clear], atol=1e-4)

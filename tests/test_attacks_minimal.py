@@ -2,9 +2,10 @@ import foolbox
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from minimax.attacks import carlini_wagner, lbfgs
-from minimax.networks import accuracy, predict
+from minimax.evaluation import accuracy, predict_proba
 
 
 def size(moved, x):
@@ -37,10 +38,27 @@ def test_carlini_wagner_is_as_near_as_foolbox_at_equal_success(network, correct,
     assert size(ours, x).mean() <= 1.05 * size(raw, x).mean()
 
 
+def test_carlini_wagner_returns_the_nearest_of_all_images_that_fooled():
+    torch.manual_seed(0)
+    line, x, seen = nn.Linear(8, 2), torch.full((1, 8), 0.5), []
+    y = line(x).argmax(1)
+
+    class Watched(nn.Module):
+        def forward(self, images):
+            logits = line(images)
+            if logits.argmax(1) != y:
+                seen.append(size(images.detach(), x).item())
+            return logits
+
+    found = carlini_wagner(Watched(), x, y, search_steps=4, steps=100, c=1.0, lr=0.1)
+    assert size(found, x).item() == pytest.approx(min(seen), abs=1e-6)
+    assert min(seen) < 0.9 * seen[-1] or min(seen) < 0.9 * max(seen)
+
+
 def test_carlini_wagner_succeeds_on_black_and_white_images(network, digits):
     """There tanh is flat: for a while nothing moves, and that is no reason to stop."""
     x = (digits[0][:20] > 0.5).float()
-    y = predict(network, x).argmax(1)
+    y = predict_proba(network, x).argmax(1)
     moved = carlini_wagner(network, x, y, search_steps=3, steps=500, c=1.0)
     assert accuracy(network, moved, y) == 0
     assert 0.1 < size(moved, x).median() < 1.2
@@ -60,7 +78,7 @@ def test_carlini_wagner_works_in_half_precision():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).half()
     x = (torch.rand(4, 1, 4, 4) > 0.5).half()
-    y = predict(model, x).argmax(1)
+    y = predict_proba(model, x).argmax(1)
     moved = carlini_wagner(model, x, y, steps=700, search_steps=3, c=1.0)
     assert moved.dtype == torch.float16
     assert (model(moved).argmax(1) != y).all()
@@ -94,9 +112,24 @@ def test_lbfgs_finds_the_exact_answer_of_a_linear_classifier():
         w = model[1].weight[1] - model[1].weight[0]
         margin = (model(x)[:, 1] - model(x)[:, 0]).item()
     target = torch.tensor([int(margin < 0)])
-    moved = lbfgs(model, x, target, search_steps=25, iterations=200)
+    moved = lbfgs(model, x, target, search_steps=25, steps=200)
     nearest = abs(margin) / w.norm().item()
     assert size(moved, x).item() == pytest.approx(nearest, rel=0.01)
+
+
+def test_lbfgs_ends_where_the_loss_and_the_distance_balance():
+    """There 2c·r + ∇ℓ = 0, with a c that was tried: ``c`` times a power of two."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(20, 2)).double()
+    x = torch.full((1, 20), 0.5).double()
+    target = 1 - model(x).argmax(1)
+    moved = lbfgs(model, x, target, search_steps=0, steps=200, c=0.01).requires_grad_()
+    (gradient,) = torch.autograd.grad(cross_entropy(model(moved), target), moved)
+    r = (moved - x).detach()
+    c = gradient.norm() / (2 * r.norm())
+    assert torch.allclose(2 * c * r, -gradient, atol=1e-4)
+    power = (c / 0.01).log2().item()
+    assert power == pytest.approx(round(power), abs=0.01)
 
 
 def test_more_bisections_never_end_farther_away(network, correct):
@@ -121,13 +154,13 @@ def test_an_image_that_cannot_be_turned_comes_back_unchanged(attack):
     ("attack", "options", "message"),
     [
         (lbfgs, {"c": 0}, "c is 0"),
-        (lbfgs, {"iterations": 0}, "iterations is 0"),
+        (lbfgs, {"steps": 0}, "steps is 0"),
         (lbfgs, {"search_steps": -1}, "search_steps is -1"),
         (lbfgs, {"target": torch.tensor([99])}, "^target is from 99 to 99"),
         (lbfgs, {"target": torch.tensor([1.0])}, r"^target is \(1,\) torch.float32"),
         (carlini_wagner, {"confidence": -1}, "confidence is -1"),
         (carlini_wagner, {"steps": 0}, "steps is 0"),
-        (carlini_wagner, {"learning_rate": 0}, "learning_rate is 0"),
+        (carlini_wagner, {"lr": 0}, "lr is 0"),
         (carlini_wagner, {"c": float("nan")}, "c is nan"),
     ],
 )

@@ -17,7 +17,7 @@ from minimax.attacks.physical import (
 )
 from minimax.data import load
 from minimax.data.signs import CLASSES, fronts, photograph
-from minimax.networks import predict
+from minimax.evaluation import predict_proba
 
 
 def camera(**settings):
@@ -121,7 +121,9 @@ def test_expectation_over_transformation_survives_a_transformation_better(networ
     robust = pgd(Through(network, shaken, views=10), x, y, 0.15, steps=10)
 
     def wrong(images):
-        return torch.stack([predict(network, shaken(images)).argmax(1) != y for _ in range(20)])
+        return torch.stack(
+            [predict_proba(network, shaken(images)).argmax(1) != y for _ in range(20)]
+        )
 
     assert wrong(robust).float().mean() >= wrong(plain).float().mean()
 

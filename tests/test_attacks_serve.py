@@ -13,7 +13,7 @@ from fastapi import HTTPException
 from torch import nn
 
 from minimax.attacks.serve import LARGEST, LabelServer, ask
-from minimax.networks import predict
+from minimax.evaluation import predict_proba
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def server(network):
 def test_it_answers_the_labels_and_counts_the_images(server, network, digits):
     x = digits[0][:20]
     before = server.queries
-    assert torch.equal(ask(server.url, x), predict(network, x).argmax(1))
+    assert torch.equal(ask(server.url, x), predict_proba(network, x).argmax(1))
     assert server.queries == before + 20
     answer = httpx.post(server.url, json={"images": x[:1].tolist()})
     assert list(answer.json()) == ["labels"]
@@ -81,7 +81,7 @@ def test_other_addresses_and_methods(server):
 
 def test_a_thousand_requests_at_once(server, network, digits):
     x = digits[0][:100]
-    expected = predict(network, x).argmax(1).tolist()
+    expected = predict_proba(network, x).argmax(1).tolist()
     before = server.queries
     limits = httpx.Limits(max_connections=64)
     with httpx.Client(limits=limits, timeout=120) as client, ThreadPoolExecutor(64) as pool:
@@ -101,7 +101,7 @@ def test_clients_that_hang_up(server, network, digits):
         with socket.create_connection((place.hostname, place.port)) as client:
             client.sendall(sent)
     x = digits[0][:3]
-    assert torch.equal(ask(server.url, x), predict(network, x).argmax(1))
+    assert torch.equal(ask(server.url, x), predict_proba(network, x).argmax(1))
 
 
 def test_the_rate_limit_names_the_wait_and_the_client_keeps_to_it(network, digits):
@@ -112,7 +112,7 @@ def test_the_rate_limit_names_the_wait_and_the_client_keeps_to_it(network, digit
         assert 0 < float(second.headers["Retry-After"]) <= 2
         assert "The limit is 10 images a second; come back in" in second.json()["detail"]
         assert server.queries == 20
-        assert torch.equal(ask(server.url, x), predict(network, x).argmax(1))
+        assert torch.equal(ask(server.url, x), predict_proba(network, x).argmax(1))
 
 
 def test_as_many_images_as_the_rate_are_labelled_a_second(network, digits, monkeypatch):
@@ -149,7 +149,7 @@ def test_loopback_never_goes_through_a_proxy(server, network, digits, monkeypatc
     with pytest.raises(httpx.ConnectError):  # the proxy would be asked, and is not there
         httpx.post(server.url, content=b"[]")
     x = digits[0][:2]
-    assert torch.equal(ask(server.url, x), predict(network, x).argmax(1))
+    assert torch.equal(ask(server.url, x), predict_proba(network, x).argmax(1))
 
 
 def test_a_server_may_be_started_twice_and_again(network, digits):
@@ -159,7 +159,7 @@ def test_a_server_may_be_started_twice_and_again(network, digits):
     for _ in range(2):
         with server.start() as running:
             assert running is server and server.start() is server
-            assert torch.equal(ask(server.url, x), predict(network, x).argmax(1))
+            assert torch.equal(ask(server.url, x), predict_proba(network, x).argmax(1))
         server.stop()
     assert server.queries == 4
 

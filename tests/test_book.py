@@ -15,7 +15,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from conftest import ROOT, browser_path
-from minimax.reproduce import chapters
+from minimax.chapters import chapters
 
 HTML = ROOT / "_build" / "html"
 PAGES = ("index", "how_to_use_this_book", "notation", "results", "references", *chapters())

@@ -69,11 +69,9 @@ def test_an_empty_table_is_refused():
 
 def test_compare_puts_mean_and_spread_of_the_record_beside_this_run(tmp_path, monkeypatch, shown):
     monkeypatch.setattr(recorded, "FOLDER", tmp_path)
-    (tmp_path / "c.json").write_text(
-        '{"date": "2026-01-02", "commit": "abc", "device": "a CPU", "seconds": 9, "seeds": [0, 1],'
-        '"measured": {"error": [0.1, 0.3]}}',
-        "utf-8",
-    )
+    origin = {"date": "2026-01-02", "commit": "abc", "device": "a CPU", "seconds": 9}
+    measured = {"seeds": [0, 1], "measured": {"error": [0.1, 0.3]}}
+    recorded.write("c/chapter", origin | measured)
     recorded.compare("c", [("error", "9 %", 0.5)], caption="T", this_run="digits")
     (_, metadata), (provenance, _) = shown
     row = ["error", "9 %", "0.2 ± 0.14 (2 seeds)", "0.5"]

@@ -1,6 +1,5 @@
 """The table of mode collapse: its cells, alone, killed, and on a cluster."""
 
-import json
 import os
 import signal
 import subprocess
@@ -13,6 +12,7 @@ import torch
 from torch.nn.utils import parameters_to_vector
 
 from conftest import ROOT
+from minimax import recorded
 from minimax.collapse import (
     METHODS,
     TABLES,
@@ -23,12 +23,13 @@ from minimax.collapse import (
     networks,
     play_cell,
     real_scores,
+    record_cells,
+    recorded_cell,
 )
 from minimax.coverage import PERFECT_QUALITY, reverse_kl_floor
 from minimax.game import play, reinitialise
 from minimax.game.engine import seed_of
 from minimax.recorded import provenance
-from minimax.reproduce import record_cells
 
 SHORT = {"rounds": 20, "size": 16, "hidden": 8}
 
@@ -173,8 +174,8 @@ def test_a_recorded_cell_is_not_played_again(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # no checkpoints of other versions
     cell = Cell("ring", "gan")
     record_cells([cell], 2, tmp_path, **SHORT)
-    path = tmp_path / f"{cell.name}.json"
-    record = json.loads(path.read_text("utf-8"))
+    path = tmp_path / "mode_collapse/ring.json"
+    record = recorded_cell(cell, tmp_path)
     assert {"date", "commit", "device", "torch", "seconds"} <= set(record)
     assert record["seeds"] == [0] and record["copies"] == 2
     assert len(record["measured"]["quality"]) == 2
@@ -189,7 +190,7 @@ def test_a_recorded_cell_is_not_played_again(tmp_path, monkeypatch):
 def started(folder, *arguments):
     """Start the command line in a process whose checkpoints and records go to ``folder``."""
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "minimax.reproduce", "mode_collapse", "--table", "ring"]
+    command = [sys.executable, "-m", "minimax.reproduce", "collapse", "--table", "ring"]
     command += ["--scale", "quick", "--copies", "2", "--out", str(folder), "--dirty", *arguments]
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"TMPDIR": str(folder)})
 
@@ -209,12 +210,11 @@ def test_a_killed_cell_goes_on_to_the_same_numbers(tmp_path):
     wait_for(lambda: list(killed.rglob("*.safetensors")), process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not list(killed.glob("*.json")) and len(list(killed.glob("minimax-*"))) == 1
+    assert not list(killed.rglob("ring.json")) and len(list(killed.glob("minimax-*"))) == 1
     records = []
     for folder in (killed, whole):
         assert started(folder, *game).wait() == 0
-        (path,) = folder.glob("*.json")
-        records.append(json.loads(path.read_text("utf-8")))
+        records.append(recorded_cell(Cell("ring", "gan"), folder))
         assert not list(folder.glob("minimax-*"))  # the same were taken up, and are gone
     assert records[0]["measured"] == records[1]["measured"]
 
@@ -226,7 +226,7 @@ def test_a_cell_that_fails_costs_only_itself(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(SystemExit, match=rf"^1 of 2 cells failed: {BAD.name} .ValueError: pack is"):
         record_cells([BAD, GOOD], 1, tmp_path, rounds=5)
-    assert [path.stem for path in tmp_path.glob("*.json")] == [GOOD.name]
+    assert list(recorded.run("mode_collapse/ring", tmp_path)) == [GOOD.row]
     assert "ValueError: pack is 500" in capsys.readouterr().err
 
 
@@ -234,7 +234,7 @@ def test_a_game_that_diverges_costs_only_its_cell(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(SystemExit, match=r"2 of 2 cells failed: .*_gan_.*NonFinite.*; .*_ali_"):
         record_cells([GOOD, Cell("ring", "ali")], 1, tmp_path, rounds=30, lr=1e30)
-    assert not list(tmp_path.glob("*.json"))
+    assert recorded.run("mode_collapse/ring", tmp_path) is None
 
 
 def test_a_cell_that_fails_on_a_cluster_costs_only_itself(tmp_path, monkeypatch):
@@ -245,7 +245,7 @@ def test_a_cell_that_fails_on_a_cluster_costs_only_itself(tmp_path, monkeypatch)
         address = cluster.scheduler_address
         with pytest.raises(SystemExit, match=f"1 of 2 cells failed: {BAD.name}"):
             record_cells([BAD, GOOD], 1, tmp_path, address, rounds=5)
-    assert [path.stem for path in tmp_path.glob("*.json")] == [GOOD.name]
+    assert list(recorded.run("mode_collapse/ring", tmp_path)) == [GOOD.row]
     assert not list(tmp_path.glob("minimax-*/*.json"))
 
 
@@ -254,10 +254,10 @@ def test_a_cluster_plays_all_cells_though_a_worker_is_killed(tmp_path):
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
     with distributed.LocalCluster(**options, local_directory=tmp_path) as cluster:
         process = started(tmp_path, "--rounds", "200", "--cluster", cluster.scheduler_address)
-        wait_for(lambda: list(tmp_path.glob("*.json")), process)
+        wait_for(lambda: recorded.run("mode_collapse/ring", tmp_path), process)
         victim = next(iter(cluster.workers.values()))
         os.kill(victim.pid, signal.SIGKILL)
         assert process.wait(timeout=280) == 0
-    assert {path.stem for path in tmp_path.glob("*.json")} == {
-        Cell("ring", method).name for method in METHODS
+    assert set(recorded.run("mode_collapse/ring", tmp_path)) == {
+        Cell("ring", method).row for method in METHODS
     }

@@ -21,8 +21,8 @@ from minimax.coverage import (
     stacked_mode_scores,
 )
 from minimax.data import load
+from minimax.evaluation import predict_proba
 from minimax.likelihood import log_mean_exp
-from minimax.networks import predict
 
 
 def test_sure_and_even_predictions_score_the_number_of_classes():
@@ -457,7 +457,7 @@ def test_one_number_has_the_greatest_divergence():
         (reverse_kl, "counts"),
         (lambda rows: nearest_codes(nn.Linear(1, 2), rows, 1), "images"),
         (lambda rows: stacked_mode_scores(rows, lambda x: x), "images"),
-        (lambda rows: predict(nn.Linear(2, 2), rows), "x"),
+        (lambda rows: predict_proba(nn.Linear(2, 2), rows), "x"),
         (log_mean_exp, "values"),
     ],
 )

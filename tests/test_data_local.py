@@ -5,7 +5,7 @@ import torch
 
 from minimax.attacks import pgd
 from minimax.data import load, squeezenet
-from minimax.networks import accuracy
+from minimax.evaluation import accuracy
 
 pytestmark = pytest.mark.data
 

@@ -18,8 +18,9 @@ from minimax.defenses import (
     virtual_adversarial_training,
     worst_case,
 )
+from minimax.evaluation import accuracy
 from minimax.game import minibatches, play, reinitialise, seed_of
-from minimax.networks import accuracy, mlp
+from minimax.networks import mlp
 
 
 def total(network, y):
@@ -27,7 +28,7 @@ def total(network, y):
 
 
 def test_a_function_is_no_network_to_certify():
-    with pytest.raises(ValueError, match=r"network is of type function; it has to be a torch\.nn"):
+    with pytest.raises(ValueError, match=r"model is of type function; it has to be a torch\.nn"):
         certify(lambda x: x.flatten(1), GREY, 0.25, samples=10)
 
 
@@ -140,7 +141,7 @@ def test_virtual_adversary_finds_the_direction_that_changes_most():
     torch.manual_seed(0)
     network = nn.Linear(5, 2)
     x = torch.rand(30, 5)
-    found = virtual_adversarial_loss(network, x, 0.5, iterations=10)
+    found = virtual_adversarial_loss(network, x, 0.5, steps=10)
     along = (network.weight[1] - network.weight[0]).detach()
     along = 0.5 * along / along.norm()
     before = network(x).log_softmax(1)
@@ -153,8 +154,8 @@ def test_virtual_adversary_finds_the_direction_that_changes_most():
     assert found > (before.exp() * (before - other)).sum(1).mean()
 
 
-@pytest.mark.parametrize(("iterations", "xi"), [(1, 0.5), (3, 0.5), (1, 1e-2)])
-def test_virtual_adversarial_loss_is_the_papers_in_value_and_gradient(iterations, xi):
+@pytest.mark.parametrize(("steps", "xi"), [(1, 0.5), (3, 0.5), (1, 1e-2)])
+def test_virtual_adversarial_loss_is_the_papers_in_value_and_gradient(steps, xi):
     """The answer at x is a constant: no gradient flows through it (Miyato et al. 2018, eq. 5)."""
     torch.manual_seed(0)
     network = mlp(4, 8, 3, activation=nn.Tanh).double()
@@ -170,12 +171,12 @@ def test_virtual_adversarial_loss_is_the_papers_in_value_and_gradient(iterations
 
     torch.manual_seed(7)
     d = unit(torch.randn_like(x))
-    for _ in range(iterations):
+    for _ in range(steps):
         r = (xi * d).requires_grad_()
         d = unit(torch.autograd.grad(divergence(r).sum(), r)[0])
     by_hand = divergence(0.8 * d).mean()
     torch.manual_seed(7)
-    loss = virtual_adversarial_loss(network, x, 0.8, iterations=iterations, xi=xi)
+    loss = virtual_adversarial_loss(network, x, 0.8, steps=steps, xi=xi)
     torch.testing.assert_close(loss, by_hand)
     weights = list(network.parameters())
     torch.testing.assert_close(*(torch.autograd.grad(value, weights) for value in (loss, by_hand)))
@@ -184,7 +185,7 @@ def test_virtual_adversarial_loss_is_the_papers_in_value_and_gradient(iterations
 def test_virtual_adversarial_training_weighs_the_change_on_all_images():
     network = mlp(5, 8, 2)
     x, y, unlabelled = torch.rand(4, 5), torch.randint(2, (4,)), torch.rand(9, 5)
-    options = {"iterations": 2, "xi": 0.1}
+    options = {"steps": 2, "xi": 0.1}
     player = virtual_adversarial_training(network, 0.4, weight=3.0, **options)
     torch.manual_seed(7)
     loss = player.loss(x, y, unlabelled)
@@ -230,7 +231,7 @@ def test_virtual_adversarial_training_of_a_network_with_batch_normalisation(copi
     """As in the code of Miyato et al., the labelled images alone count for the statistics."""
     network, x, y = normalised(), torch.rand(12, 1, 8, 8), torch.arange(12) % 3
     draw = minibatches(x, y, size=6)
-    player = virtual_adversarial_training(network, 0.1, iterations=2)
+    player = virtual_adversarial_training(network, 0.1, steps=2)
     game = play([player], lambda g: (*draw(g), x), rounds=4, seed=0, copies=copies)
     assert torch.isfinite(game.losses["virtual_adversarial"]).all()
     assert network[1].num_batches_tracked == 4
@@ -328,7 +329,7 @@ class Broken(nn.Module):
 
 
 def test_a_network_that_returns_nan_is_not_certified():
-    with pytest.raises(ValueError, match="network is returning NaN or infinity"):
+    with pytest.raises(ValueError, match="model is returning NaN or infinity"):
         certify(Broken(), GREY, 0.25, samples=200)
 
 
@@ -347,9 +348,9 @@ def test_numbers_of_numpy_are_numbers():
             ),
         ),
         (
-            virtual_adversarial_training(network, 0.5, weight=2, iterations=2, xi=0.5),
+            virtual_adversarial_training(network, 0.5, weight=2, steps=2, xi=0.5),
             virtual_adversarial_training(
-                network, np.float32(0.5), weight=np.int64(2), iterations=np.int8(2),
+                network, np.float32(0.5), weight=np.int64(2), steps=np.int8(2),
                 xi=np.float64(0.5),
             ),
         ),
@@ -408,17 +409,17 @@ def test_batches_that_do_not_fit_are_named(loss, batch, named):
         (lambda n, x: virtual_adversarial_training(n, math.inf), "epsilon is inf"),
         (lambda n, x: virtual_adversarial_training(n, 0.1, xi=0), "xi is 0"),
         (lambda n, x: virtual_adversarial_loss(n, x, -1), "epsilon is -1"),
-        (lambda n, x: virtual_adversarial_loss(n, x, 0.1, iterations=0), "iterations is 0"),
+        (lambda n, x: virtual_adversarial_loss(n, x, 0.1, steps=0), "steps is 0"),
         (lambda n, x: certify(n, x, 0.5, batch_size=0), "batch_size is 0"),
         (lambda n, x: certify(n, x, 0.5, first=0), "first is 0"),
         (lambda n, x: certify(n, x, 0.5, alpha="0.1"), "alpha is '0.1'"),
         (lambda n, x: certify(n, x, 0.5, alpha=0), "alpha is 0"),
         (lambda n, x: certify(n, x[:0], 0.5), "x is"),
-        (lambda n, x: certify(nn.Flatten(0), x, 0.5), "network is returning shape"),
+        (lambda n, x: certify(nn.Flatten(0), x, 0.5), "model is returning shape"),
         (lambda n, x: adversarial_training(n, math.nan), "epsilon"),
         (lambda n, x: adversarial_training(n, 0.1, steps=0), "steps"),
         (lambda n, x: adversarial_training(n, 0.1, mix=2), "mix is 2"),
-        (lambda n, x: virtual_adversarial_training(n, 0.1, iterations=0), "iterations"),
+        (lambda n, x: virtual_adversarial_training(n, 0.1, steps=0), "steps"),
         (lambda n, x: virtual_adversarial_training(n, 0.1, weight=-1), "weight"),
         (lambda n, x: certify(n, x, 0.0), "sigma is 0"),
         (lambda n, x: certify(n, x, 0.5, alpha=1.5), "alpha is 1.5"),

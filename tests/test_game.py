@@ -121,11 +121,13 @@ def test_a_gradient_reaches_only_what_its_player_moves():
     G[0].bias.requires_grad_(False)
     before = state(G)
 
+    mine = torch.zeros(1, requires_grad=True)  # of somebody who does not play
+
     def loss(real, noise):  # no detach
-        return softplus(-D(real)).mean() + softplus(D(G(noise))).mean()
+        return softplus(-D(real)).mean() + softplus(D(G(noise))).mean() + mine.sum()
 
     play([Player(D, loss)], BATCHES, rounds=3)
-    assert apart(state(G), before) == 0
+    assert apart(state(G), before) == 0 and mine.grad is None
     play(minimax(D, G), BATCHES, rounds=3)
     assert torch.equal(G[0].bias, before[1])
     assert not torch.equal(G[0].weight, before[0])
@@ -177,7 +179,14 @@ def test_a_network_and_a_part_of_it_play_together(outer):
     before = state(D)
     history.each(lambda: D(DATA).mean(), averaged=True)
     assert apart(state(D), before) == 0  # looking changes nothing
-    D, together = nested_game(outer, seed=0, copies=2)
+    drawn = []
+
+    def initialise(network):
+        drawn.append(network)
+        reinitialise(network)
+
+    D, together = nested_game(outer, seed=0, copies=2, initialise=initialise)
+    assert drawn == [D, D]  # its part is not drawn a second time
     assert torch.isfinite(D(DATA)).all()  # the user's network can still be used
     assert all(losses.shape == (20, 2) for losses in together.losses.values())
 

@@ -298,6 +298,24 @@ def test_options_go_to_both_players():
     assert [p.name for p in players] == ["discriminator", "generator"]
 
 
+def test_each_player_has_its_own_options_before_the_common_ones():
+    D, G, T = mlp(2, 1), mlp(3, 2), mlp(5, 1)
+    own = {"d": {"lr": 0.1}, "g": {"turns": 2}, "third": {"clip": 0.5}}
+    d, third, g = informative(D, G, T, lr=0.5, betas=(0.1, 0.2), **own)
+    assert (d.modules, third.modules, g.modules) == ([D], [T], [G])
+    assert [(p.lr, p.turns, p.clip) for p in (d, third, g)] == [
+        (0.1, 1, None), (0.5, 1, 0.5), (0.5, 2, None),
+    ]  # fmt: skip
+    assert {p.betas for p in (d, third, g)} == {(0.1, 0.2)}
+    assert own == {"d": {"lr": 0.1}, "g": {"turns": 2}, "third": {"clip": 0.5}}
+
+
+def test_the_papers_turns_give_way_to_those_that_are_asked_for():
+    D, G = mlp(2, 1), mlp(3, 2)
+    assert [p.turns for p in wasserstein(D, G, d={"turns": 3})] == [3, 1]
+    assert [p.turns for p in simgan(mlp(2, 1), mlp(2, 2), g={"turns": 1})] == [1, 1]
+
+
 class Slope(nn.Module):
     """D(x) = a·x, whose slope is a."""
 
@@ -529,7 +547,7 @@ def test_shapes_that_differ_are_refused_in_games_of_copies_too():
         (lambda D, G: relativistic(D, G, gamma=-1), "gamma is -1"),
         (lambda D, G: relativistic(D, G, gamma="0.1"), "gamma is '0.1'"),
         (lambda D, G: wasserstein(D, G, penalty=math.nan), "penalty is nan"),
-        (lambda D, G: wasserstein(D, G, turns=0), "turns is 0"),
+        (lambda D, G: wasserstein(D, G, d={"turns": 0}), "turns is 0"),
         (lambda D, G: unrolled(D, G, steps=-1), "steps is -1"),
         (lambda D, G: unrolled(D, G, rate=math.inf), "rate is inf"),
         (lambda D, G: informative(D, G, D, beta=-1), "beta is -1"),
@@ -626,3 +644,12 @@ def test_a_class_that_the_semi_supervised_head_does_not_know_is_named(wrong):
     player = semi_supervised(mlp(2, 4), mlp(4, 3), G1)[0]
     with pytest.raises(ValueError, match=rf"y is from {wrong} to {wrong}; .* from 0 to 2"):
         player.loss(X, torch.full((6,), wrong), X, Z)
+
+
+@pytest.mark.parametrize(
+    ("objective", "networks", "absent"),
+    [(non_saturating, (D1, G1), "third"), (partial(pix2pix, adversarial=False), (D1, G1), "d")],
+)
+def test_options_for_somebody_who_does_not_play_are_refused(objective, networks, absent):
+    with pytest.raises(ValueError, match=f"options is given for '{absent}'; it has to be for "):
+        objective(*networks, **{absent: {"lr": 0.1}})

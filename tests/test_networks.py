@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from minimax.evaluation import accuracy, evaluating, predict_proba
 from minimax.game import reinitialise
 from minimax.networks import (
     VAE,
@@ -10,11 +11,8 @@ from minimax.networks import (
     PatchDiscriminator,
     Refiner,
     UNet,
-    accuracy,
-    evaluating,
     maxout_network,
     mlp,
-    predict,
 )
 
 
@@ -43,10 +41,10 @@ def test_normalise_keeps_epsilon_in_pixels():
 def test_predict_leaves_the_mode_alone_and_works_in_batches():
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(4, 3)).train()
     x = torch.rand(10, 1, 2, 2)
-    probability = predict(model, x, batch_size=3)
+    probability = predict_proba(model, x, batch_size=3)
     assert model.training and model[1].training
     assert torch.allclose(probability.sum(1), torch.ones(10))
-    assert torch.equal(probability, predict(model, x, batch_size=3))
+    assert torch.equal(probability, predict_proba(model, x, batch_size=3))
     assert accuracy(model, x, probability.argmax(1)) == 1
 
 
@@ -130,7 +128,7 @@ class Broken(nn.Module):
 
 def test_a_network_that_returns_nan_has_no_accuracy():
     x, y = torch.rand(6, 1, 8, 8), torch.zeros(6, dtype=torch.long)
-    for call in (lambda: accuracy(Broken(), x, y), lambda: predict(Broken(), x)):
+    for call in (lambda: accuracy(Broken(), x, y), lambda: predict_proba(Broken(), x)):
         with pytest.raises(ValueError, match="model is returning NaN or infinity"):
             call()
 
@@ -147,13 +145,13 @@ def test_accuracy_refuses_labels_that_would_be_broadcast():
 def test_predict_refuses_what_is_no_batch_for_a_classifier():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     with pytest.raises(ValueError, match=r"x is of shape \(0, 1, 8, 8\)"):
-        predict(model, torch.rand(0, 1, 8, 8))
+        predict_proba(model, torch.rand(0, 1, 8, 8))
     with pytest.raises(ValueError, match="batch_size is 0"):
-        predict(model, torch.rand(2, 1, 8, 8), batch_size=0)
+        predict_proba(model, torch.rand(2, 1, 8, 8), batch_size=0)
     with pytest.raises(ValueError, match="model is of type function"):
-        predict(lambda x: model(x), torch.rand(2, 1, 8, 8))
+        predict_proba(lambda x: model(x), torch.rand(2, 1, 8, 8))
     with pytest.raises(ValueError, match=r"x is torch.float64; it has to be torch.float32"):
-        predict(model, torch.rand(2, 1, 8, 8).double())
+        predict_proba(model, torch.rand(2, 1, 8, 8).double())
 
 
 def test_a_vae_samples_with_the_standard_deviation_and_pays_for_it():

@@ -12,7 +12,7 @@ import nbformat
 import pytest
 
 from conftest import ROOT
-from minimax.reproduce import chapters, execute
+from minimax.chapters import chapters, execute
 
 
 @pytest.fixture(params=chapters())
@@ -97,7 +97,7 @@ def test_claims_hold_for_other_seeds(chapter, seed, tmp_path):
 
 
 def test_recorded_runs_name_where_they_come_from():
-    for path in (ROOT / "src/minimax/recorded").glob("*.json"):
+    for path in (ROOT / "src/minimax/recorded").rglob("*.json"):
         record = json.loads(path.read_text("utf-8"))
         records = record.values() if path.stem == "timings" else [record]
         for one in records:

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from minimax import recorded
+from minimax.dcgan import recorded_dcgan, train_dcgan
 from minimax.game import minibatches, parallel
 from minimax.networks import DCGANGenerator
-from minimax.reproduce import recorded_dcgan, train_dcgan
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "CI": "true"}
 
@@ -57,10 +58,10 @@ def test_two_processes_play_the_game_of_one(bedrooms, tmp_path):
         out.mkdir()
         done = reproduce(bedrooms, out, "--rounds", "4", "--float32", processes=processes)
         assert done.returncode == 0, done.stderr[-3000:]
-        record = json.loads((out / "dcgan_lsun_bedroom.json").read_text("utf-8"))
+        record = json.loads((out / "dcgan/lsun_bedroom.json").read_text("utf-8"))
         assert record["settings"]["bf16"] is False
         assert not list(out.glob("minimax-*"))  # the checkpoints
-        results[processes] = record, load_file(out / "dcgan_lsun_bedroom.safetensors")
+        results[processes] = record, load_file(out / "dcgan/lsun_bedroom.safetensors")
     (one, alone), (two, together) = results[1], results[2]
     assert (one["processes"], two["processes"]) == (1, 2)
     for player, losses in one["losses"].items():
@@ -74,7 +75,7 @@ def test_training_killed_in_the_middle_ends_with_the_same_weights(tmp_path):
     save_file({"images": images}, tmp_path / "images.safetensors")
     code = (
         "import sys; from pathlib import Path; from safetensors.torch import load_file, save_file\n"
-        "from minimax.reproduce import train_dcgan\n"
+        "from minimax.dcgan import train_dcgan\n"
         "folder = Path(sys.argv[1]); images = load_file(folder / 'images.safetensors')['images']\n"
         "G, _, history = train_dcgan(images, size=16, features=8, rounds=60, batch=8, codes=6,\n"
         "    checkpoint=Path(sys.argv[2]), checkpoint_every=10)\n"
@@ -130,9 +131,9 @@ def test_a_recorded_generator_is_the_one_that_was_trained(tmp_path, monkeypatch)
     G, _, _ = train_dcgan(torch.rand(16, 3, 16, 16), size=16, features=8, rounds=2, batch=8)
     monkeypatch.setattr("minimax.recorded.FOLDER", tmp_path)
     halves = {name: value.half().contiguous() for name, value in G.state_dict().items()}
-    save_file(halves, tmp_path / "dcgan_faces.safetensors")
+    recorded.write_tensors("dcgan/faces", halves)
     record = {"settings": {"size": 16, "features": 8}}
-    (tmp_path / "dcgan_faces.json").write_text(json.dumps(record), "utf-8")
+    recorded.write("dcgan/faces", record)
     z = torch.randn(5, 100)
     with torch.no_grad():
         assert torch.allclose(recorded_dcgan("faces")(z), G.eval()(z), atol=5e-3)

@@ -9,7 +9,7 @@ from torch import nn
 from minimax.attacks import carlini_wagner, fgsm, lbfgs, pgd
 from minimax.attacks.black_box import hop_skip_jump, square
 from minimax.attacks.ensemble import apgd, auto_attack
-from minimax.networks import predict
+from minimax.evaluation import predict_proba
 
 FEW = settings(max_examples=30, deadline=None, derandomize=True)
 KINDS = ("random", "grey", "black", "white", "black and white")
@@ -32,7 +32,7 @@ def cases(draw, least=1, most=6):
     }[kind].to(dtype)
     pixels = x[0].numel()
     model = nn.Sequential(nn.Flatten(), nn.Linear(pixels, draw(st.integers(2, 6)))).to(dtype)
-    return model, x, predict(model, x).argmax(1)
+    return model, x, predict_proba(model, x).argmax(1)
 
 
 RADII = st.one_of(st.just(0.0), st.floats(1e-9, 1e-3), st.floats(0.01, 1.0), st.floats(1.0, 300.0))
@@ -70,7 +70,7 @@ def test_pgd_stays_in_ball_and_box(case, epsilon, norm, targeted, until_fooled, 
 def test_apgd_and_square_stay_in_ball_and_box(case, epsilon):
     model, x, y = case
     within(apgd(model, x, y, epsilon, steps=4), x, epsilon)
-    found = square(lambda images: predict(model, images), x, y, epsilon, queries=5)
+    found = square(lambda images: predict_proba(model, images), x, y, epsilon, queries=5)
     within(found.images, x, epsilon)
     assert (found.queries >= 1).all() and (found.queries <= 5).all()
 
@@ -92,11 +92,11 @@ def test_smallest_perturbations_stay_in_the_box_and_succeed_or_change_nothing(ca
     wanted = (y + shift) % model[1].out_features
     for moved, label, hit in (
         (carlini_wagner(model, x, y, steps=12, search_steps=2, c=1.0), y, False),
-        (lbfgs(model, x, wanted, search_steps=1, iterations=5), wanted, True),
+        (lbfgs(model, x, wanted, search_steps=1, steps=5), wanted, True),
     ):
         within(moved, x, float("inf"))
         changed = (moved != x).flatten(1).any(1)
-        assert (((predict(model, moved).argmax(1) == label) == hit) | ~changed).all()
+        assert (((predict_proba(model, moved).argmax(1) == label) == hit) | ~changed).all()
 
 
 @settings(FEW, max_examples=15)
@@ -104,12 +104,14 @@ def test_smallest_perturbations_stay_in_the_box_and_succeed_or_change_nothing(ca
 def test_hop_skip_jump_stays_wrong_and_comes_no_farther_than_its_start(case):
     model, x, y = case
     start = torch.rand_like(x)
-    wrong = predict(model, start).argmax(1) != y
+    wrong = predict_proba(model, start).argmax(1) != y
     if not wrong.any():
         return
     x, y, start = x[wrong], y[wrong], start[wrong]
-    found = hop_skip_jump(lambda images: predict(model, images).argmax(1), x, y, start, queries=60)
-    assert (predict(model, found.images).argmax(1) != y).all()
+    found = hop_skip_jump(
+        lambda images: predict_proba(model, images).argmax(1), x, y, start, queries=60
+    )
+    assert (predict_proba(model, found.images).argmax(1) != y).all()
     within(found.images, x, (start - x).flatten(1).norm(dim=1).max().item(), "l2")
 
 
@@ -120,7 +122,7 @@ def test_a_pixel_that_is_none_is_refused_in_one_sentence(case, value):
     x[-1, -1, -1, -1] = value
 
     def scores(images):
-        return predict(model, images)
+        return predict_proba(model, images)
 
     for attack in (
         lambda: fgsm(model, x, y, 0.1),

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import ROOT
-from minimax import provenance, recorded, reproduce
+from minimax import chapters, collapse, dcgan, recorded, reproduce
 from minimax.collapse import Cell
 from minimax.game.engine import bf16_pays
-from minimax.provenance import changes, checkpoint_folder, commit, device_used
+from minimax.listing import listing
+from minimax.recorded import origin
+from minimax.recorded.origin import changes, checkpoint_folder, commit, device_used
 
 TINY = {"size": 16, "features": 4, "rounds": 3, "batch": 4}
 
@@ -24,9 +27,9 @@ TINY = {"size": 16, "features": 4, "rounds": 3, "batch": 4}
 def repository(tmp_path, monkeypatch):
     """A repository that looks like the book's, and the function that runs git in it."""
     root = tmp_path / "clone"
-    (root / "src/minimax/recorded").mkdir(parents=True)
+    (root / "src/minimax/recorded/dcgan").mkdir(parents=True)
     (root / "src/minimax/reproduce.py").write_text("", "utf-8")
-    (root / "src/minimax/recorded/dcgan.json").write_text("{}", "utf-8")
+    (root / "src/minimax/recorded/dcgan/mnist.json").write_text("{}", "utf-8")
 
     def git(*command, at=root):
         who = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
@@ -35,7 +38,7 @@ def repository(tmp_path, monkeypatch):
     git("init")
     git("add", ".")
     git("commit", "-m", "first")
-    monkeypatch.setattr(provenance, "ROOT", root)
+    monkeypatch.setattr(origin, "ROOT", root)
     return root, git
 
 
@@ -54,15 +57,15 @@ def test_the_commit_is_named_and_what_it_lacks_is_dirt(repository):
 
 def test_records_of_earlier_runs_are_no_dirt(repository):
     root, _ = repository
-    (root / "src/minimax/recorded/dcgan.json").write_text('{"newer": 1}', "utf-8")
-    (root / "src/minimax/recorded/another.json").write_text("{}", "utf-8")
+    (root / "src/minimax/recorded/dcgan/mnist.json").write_text('{"newer": 1}', "utf-8")
+    (root / "src/minimax/recorded/dcgan/another.json").write_text("{}", "utf-8")
     assert changes() == [] and "dirty" not in commit()
 
 
 def test_without_git_the_commit_is_unknown(repository, monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert commit() == "unknown" and changes() == []
-    assert reproduce._commit() == "unknown"
+    assert origin.origin()["commit"] == "unknown"
 
 
 def test_in_another_repository_the_commit_is_unknown(repository, monkeypatch):
@@ -82,34 +85,87 @@ def test_in_another_repository_the_commit_is_unknown(repository, monkeypatch):
 def test_a_tree_with_changes_is_refused_unless_it_is_asked_for(repository, monkeypatch, tmp_path):
     root, _ = repository
     (root / "src/minimax/reproduce.py").write_text("changed = True", "utf-8")
-    monkeypatch.setattr(reproduce, "ROOT", ROOT)
     played = []
-    monkeypatch.setattr(reproduce, "record_cells", lambda *a, **k: played.append(a))
-    command = ["reproduce", "mode_collapse", "--table", "ring", "--scale", "quick"]
-    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(collapse, "record_cells", lambda *a, **k: played.append(a))
+    command = ["collapse", "--table", "ring", "--scale", "quick"]
     with pytest.raises(
         SystemExit, match=r"No commit holds .*: src/minimax/reproduce\.py\. .*dirty"
     ):
-        reproduce.main()
+        reproduce.main(command)
     assert not played
-    monkeypatch.setattr(sys, "argv", [*command, "--dirty"])
-    reproduce.main()
+    reproduce.main([*command, "--dirty"])
     assert len(played) == 1
+
+
+@pytest.mark.parametrize("what", "list chapter timings dcgan collapse robust photographs".split())
+def test_every_kind_of_run_says_what_it_takes(what, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        reproduce.main([what, "--help"])
+    said = capsys.readouterr().out
+    assert f"minimax.reproduce {what}" in said and (what == "list") != ("--dirty" in said)
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["timings", "--data", "mnist"], "--data belongs to dcgan, not to timings"),
-        (["dcgan", "--table", "ring"], "--table belongs to mode_collapse, not to dcgan"),
+        (["timings", "--data", "mnist"], "unrecognized arguments: --data"),
+        (["dcgan", "--table", "ring"], "the following arguments are required: --data"),
+        (["chapter", "defences"], "invalid choice: 'defences'"),
+        ([], "the following arguments are required: WHAT"),
     ],
 )
-def test_an_option_of_another_run_is_refused(arguments, says, monkeypatch, capsys):
-    monkeypatch.setattr(reproduce, "ROOT", ROOT)
-    monkeypatch.setattr(sys, "argv", ["reproduce", *arguments, "--dirty"])
-    with pytest.raises(SystemExit):
-        reproduce.main()
+def test_an_option_of_another_run_is_refused(arguments, says, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        reproduce.main(arguments)
     assert says in capsys.readouterr().err
+
+
+def test_an_installed_package_has_a_command_line_too(monkeypatch, capsys, tmp_path):
+    """Without a clone there are no chapters to run; all else can be asked for."""
+    monkeypatch.setattr(chapters, "ROOT", tmp_path)
+    assert chapters.chapters() == []
+    with pytest.raises(SystemExit, match="0"):
+        reproduce.main(["dcgan", "--help"])
+    with pytest.raises(SystemExit, match=r"There is no chapter 'defenses' .* run this in a clone"):
+        reproduce.main(["timings", "defenses", "--dirty"])
+
+
+def test_what_is_recorded_is_listed_with_its_origin_and_what_is_stale(tmp_path, monkeypatch):
+    monkeypatch.setattr(recorded, "FOLDER", tmp_path)
+    began = origin.origin() | {"seconds": 1.0}
+    cell = Cell("ring", "gan")
+    old = collapse.settings(cell) | {"rounds": 7}
+    for row, settings in (("now", collapse.settings(cell)), ("old", old)):
+        record = began | {"cell": cell._asdict(), "settings": settings, "seeds": [0], "copies": 3}
+        recorded.write_row("mode_collapse/ring", row, record)
+    recorded.write("defenses/robust_mnist", began | {"settings": {"epochs": 25.0}})
+    lines = [
+        "x = at_scale(quick=1, paper=0)",
+        "few_of_another_name = slice(0, at_scale(quick=200, paper=500))",
+    ]
+    recorded.write("defenses/chapter", began | {"settings": lines, "seeds": [0, 1]})
+    recorded.write("dcgan/mnist", began | {"settings": dcgan.DCGANS["mnist"] | {"features": 1}})
+    shown = dict(line.split(maxsplit=1) for line in listing() if "ring" not in line)
+    assert set(shown) == {"defenses/robust_mnist", "defenses/chapter", "dcgan/mnist"}
+    assert began["commit"] in shown["dcgan/mnist"] and began["date"] in shown["dcgan/mnist"]
+    assert shown["dcgan/mnist"].endswith("STALE: features 1")
+    assert shown["defenses/chapter"].endswith("seeds 0 1  STALE: at_scale(quick=1,paper=0)")
+    assert "STALE" not in shown["defenses/robust_mnist"]
+    now, before = (line for line in listing() if "ring" in line)
+    assert now.endswith("seeds 0 × 3 copies") and before.endswith("STALE: rounds 7")
+
+
+def test_rows_of_a_table_are_merged_and_each_is_a_line(tmp_path):
+    for key, value in (("b", 1), ("a", 2), ("b", 3)):
+        recorded.write_row("t/table", key, {"value": value}, tmp_path)
+    assert recorded.run("t/table", tmp_path) == {"a": {"value": 2}, "b": {"value": 3}}
+    assert len((tmp_path / "t/table.json").read_text("utf-8").splitlines()) == 4
+    command = "from minimax import recorded; from pathlib import Path; import sys\n"
+    command += "for i in range(20): recorded.write_row('t/table', sys.argv[1] + str(i), {'v': i}, "
+    command += f"Path({str(tmp_path)!r}))"
+    both = [subprocess.Popen([sys.executable, "-c", command, who]) for who in "xy"]
+    assert [process.wait() for process in both] == [0, 0]
+    assert len(recorded.run("t/table", tmp_path)) == 42
 
 
 # --- checkpoints --------------------------------------------------------------------------------
@@ -125,9 +181,9 @@ def test_checkpoints_belong_to_settings_and_commit(tmp_path, monkeypatch):
         checkpoint_folder(tmp_path, "dcgan-mnist", settings | {"lr": 2e-3}),
         checkpoint_folder(tmp_path, "dcgan-mnist", settings | {"bf16": True}),
     }
-    monkeypatch.setattr(provenance, "commit", lambda: "0123456789")
+    monkeypatch.setattr(origin, "commit", lambda: "0123456789")
     others.add(checkpoint_folder(tmp_path, "dcgan-mnist", settings))
-    monkeypatch.setattr(provenance, "commit", lambda: "9876543210")
+    monkeypatch.setattr(origin, "commit", lambda: "9876543210")
     others.add(checkpoint_folder(tmp_path, "dcgan-mnist", settings))
     assert len(others | {first}) == 6
 
@@ -136,8 +192,8 @@ def test_checkpoints_of_other_source_files_are_left_alone(tmp_path, monkeypatch)
     """So that two trees with changes, or two of an unknown commit, share none."""
     package = tmp_path / "minimax"
     package.mkdir()
-    monkeypatch.setattr(provenance, "__file__", str(package / "provenance.py"))
-    monkeypatch.setattr(provenance, "commit", lambda: "unknown")
+    monkeypatch.setattr(origin, "__file__", str(package / "recorded/origin.py"))
+    monkeypatch.setattr(origin, "commit", lambda: "unknown")
     folders = []
     for name, text in (("a.py", "1"), ("a.py", "2"), ("b.py", ""), ("run.json", "no source")):
         (package / name).write_text(text, "utf-8")
@@ -148,57 +204,55 @@ def test_checkpoints_of_other_source_files_are_left_alone(tmp_path, monkeypatch)
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     """A DCGAN of a moment; its checkpoints go to an empty folder."""
-    monkeypatch.setattr(reproduce.tempfile, "tempdir", str(tmp_path / "temporary"))
-    monkeypatch.setitem(reproduce.DCGANS, "digits", TINY)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setitem(dcgan.DCGANS, "digits", TINY)
     return tmp_path
 
 
 def test_a_recorded_dcgan_says_what_was_used_and_leaves_no_checkpoints(tiny):
-    reproduce.record_dcgan("digits", tiny / "out", rounds=2)
+    dcgan.record_dcgan("digits", tiny / "out", rounds=2)
     assert not list((tiny / "temporary").iterdir())
-    record = json.loads((tiny / "out/dcgan_digits.json").read_text("utf-8"))
+    record = json.loads((tiny / "out/dcgan/digits.json").read_text("utf-8"))
     assert record["settings"]["rounds"] == 2
     assert record["settings"]["bf16"] == bf16_pays(torch.device("cpu")) or torch.cuda.is_available()
     assert record["commit"] == commit() and record["device"] == device_used()
-    assert load_file(tiny / "out/dcgan_digits.safetensors")
+    assert load_file(tiny / "out/dcgan/digits.safetensors")
 
 
 def test_a_dcgan_is_recorded_in_32_bits_where_bf16_is_slower(tiny, monkeypatch):
-    monkeypatch.setattr(reproduce, "bf16_pays", lambda device: False)
-    reproduce.record_dcgan("digits", tiny, bf16=True)
-    record = json.loads((tiny / "dcgan_digits.json").read_text("utf-8"))
+    monkeypatch.setattr(dcgan, "bf16_pays", lambda device: False)
+    dcgan.record_dcgan("digits", tiny, bf16=True)
+    record = json.loads((tiny / "dcgan/digits.json").read_text("utf-8"))
     assert record["settings"]["bf16"] is False
 
 
 def test_a_run_is_not_taken_up_by_another_version(tiny, monkeypatch):
     """A record must not say "new commit" over old weights: the second run plays all its rounds."""
-    monkeypatch.setattr(reproduce.shutil, "rmtree", lambda folder: None)  # as if it was killed
+    monkeypatch.setattr(shutil, "rmtree", lambda folder: None)  # as if it was killed
     for name in ("0123456789", "0123456789", "9876543210"):
-        monkeypatch.setattr(provenance, "commit", lambda name=name: name)
-        reproduce.record_dcgan("digits", tiny)
+        monkeypatch.setattr(origin, "commit", lambda name=name: name)
+        dcgan.record_dcgan("digits", tiny)
     kept = list((tiny / "temporary").iterdir())
     assert len(kept) == 2 and all(list(folder.glob("round-*.json")) for folder in kept)
 
 
 def test_the_record_is_written_before_its_checkpoints_are_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     cell, there = Cell("ring", "gan"), []
     remove = shutil.rmtree
 
     def removed(folder):
-        there.append((tmp_path / f"{cell.name}.json").exists() and folder.exists())
+        there.append(collapse.recorded_cell(cell, tmp_path) is not None and folder.exists())
         remove(folder)
 
-    monkeypatch.setattr(reproduce.shutil, "rmtree", removed)
-    reproduce.record_cells([cell], 1, tmp_path, rounds=2, size=8, hidden=4)
+    monkeypatch.setattr(shutil, "rmtree", removed)
+    collapse.record_cells([cell], 1, tmp_path, rounds=2, size=8, hidden=4)
     assert there == [True] and not list(tmp_path.glob("minimax-*"))
 
 
 def test_a_chapter_is_recorded_seed_by_seed_and_with_its_device(tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce.tempfile, "tempdir", str(tmp_path / "temporary"))
-    monkeypatch.setattr(reproduce, "FOLDER", tmp_path)
-    monkeypatch.setattr(reproduce, "ROOT", ROOT)
-    monkeypatch.setattr(reproduce, "_write", lambda name, record: records.append(record))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(recorded, "write", lambda name, record: records.append(record))
     records, executed = [], []
 
     def execute(chapter, environment):
@@ -209,10 +263,10 @@ def test_a_chapter_is_recorded_seed_by_seed_and_with_its_device(tmp_path, monkey
         table = {"metadata": {"minimax_table": {"measured": {"error": float(seed)}}}}
         return type("Notebook", (), {"cells": [{"outputs": [table]}]}), 2.0, 0.5, "a GPU"
 
-    monkeypatch.setattr(reproduce, "execute", execute)
+    monkeypatch.setattr(chapters, "execute", execute)
     with pytest.raises(KeyboardInterrupt):
-        reproduce.record_chapter("defenses", [0, 1])
-    reproduce.record_chapter("defenses", [0, 1])
+        chapters.record_chapter("defenses", [0, 1])
+    chapters.record_chapter("defenses", [0, 1])
     assert executed == ["0", "1", "1"]
     (record,) = records
     assert record["measured"] == {"error": [0.0, 1.0]} and record["device"] == "a GPU"
@@ -276,4 +330,4 @@ def test_the_command_line_refuses_a_dirty_tree_with_one_sentence(tmp_path):
     assert done.stderr.strip().splitlines()[-1] == (
         "No commit holds what this tree has: src/minimax/scale.py. Commit it, or pass --dirty."
     )
-    assert Path(clone / "src/minimax/recorded/dcgan_mnist.json").exists()
+    assert Path(clone / "src/minimax/recorded/dcgan/mnist.json").exists()

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from minimax.evaluation import statistics_held
 from minimax.game import Player, minibatches, play
 from minimax.gans import non_saturating
-from minimax.networks import mlp, statistics_held
+from minimax.networks import mlp
 from minimax.stabilisers import (
     HistoricalAverage,
     MinibatchDiscrimination,

@@ -9,9 +9,9 @@ import pytest
 
 from conftest import ROOT
 
-INTERNAL = (
-    "errors files places mixtures signs faces reproduce arena side engine checkpoints".split()
-)  # not called from chapters
+INTERNAL = (  # not called from chapters
+    "errors files places mixtures signs faces chapters reproduce arena side engine checkpoints"
+).split()
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 
 
@@ -33,7 +33,7 @@ def test_tools(command):
 
 def test_the_package_stays_small():
     assert max(len(path.read_text("utf-8").splitlines()) for path in SOURCES) <= 500
-    assert sum(code_lines(path) for path in SOURCES) < 5800  # for eight chapters
+    assert sum(code_lines(path) for path in SOURCES) < 6050  # for nine chapters
 
 
 def code_lines(path):

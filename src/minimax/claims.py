@@ -1,4 +1,7 @@
-"""Claims and tables: what a chapter says, checked by the machine and listed in the results page."""
+"""Claims and tables: what a chapter says, checked by the machine and listed in the results page.
+
+Floor 1; called by chapters, recorded, figures.
+"""
 
 import html
 import math

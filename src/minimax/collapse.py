@@ -1,11 +1,18 @@
 """The table of *Mode collapse*: every method on every mixture, several copies of each.
 
-``python -m minimax.reproduce mode_collapse --table grid --method veegan`` plays a cell of it.
+``python -m minimax.reproduce collapse --table grid --method veegan`` plays a cell of it.
+
+Floor 4; called by chapters, reproduce.
 """
 
 import math
+import os
+import shutil
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,21 +20,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from minimax import gans
+from minimax import gans, recorded
 from minimax.coverage import ModeScores, embedded_mode_scores, mode_scores, stacked_mode_scores
 from minimax.data import Data, load
 from minimax.errors import check_choice, check_count, refuse
+from minimax.evaluation import accuracy, predict_proba
 from minimax.game import History, Player, minibatches, play
 from minimax.networks import (
     LEAKY_RELU,
     DCGANDiscriminator,
     DCGANGenerator,
     Maxout,
-    accuracy,
     mlp,
-    predict,
     strided_network,
 )
+from minimax.recorded.origin import checkpoint_folder, device_used, origin
 
 LOOKS = 20  # at the scores while a cell is played
 AVERAGE = 0.99  # of the weights: the step decays to 0, and 0.999 would mix in early ones
@@ -38,7 +45,7 @@ class Table(NamedTuple):
 
     ``samples`` are drawn to be scored. ``hidden`` is the least width of a layer: noise in 700
     directions can't pass a narrower one. ``digits`` names the data of which three are stacked as
-    the channels of an image, ``side`` pixels wide. Introduced in *Mode collapse*.
+    the channels of an image, ``side`` pixels wide. Introduced in *Remedies for mode collapse*.
     """
 
     features: int
@@ -61,7 +68,9 @@ TABLES = {
 
 
 class Cell(NamedTuple):
-    """One cell of the table: what is played, and how long. Introduced in *Mode collapse*.
+    """One cell of the table: what is played, and how long.
+
+    Introduced in *Remedies for mode collapse*.
 
     ``table`` is one of TABLES, ``method`` one of METHODS, ``pack`` how many samples D sees at
     a time, ``scale`` a budget of that table.
@@ -81,15 +90,20 @@ class Cell(NamedTuple):
         return self
 
     @property
+    def row(self) -> str:
+        """The name of its row in the records of its table."""
+        return f"{self.method}_{self.pack}_{self.scale}"
+
+    @property
     def name(self) -> str:
-        """The name under which it is recorded."""
-        return f"collapse_{self.table}_{self.method}_{self.pack}_{self.scale}"
+        """What tells it from all other cells."""
+        return f"{self.table}_{self.row}"
 
 
 class Method(NamedTuple):
     """An objective, and what it needs beside D and G: an encoder, a statistics network, options.
 
-    Introduced in *Mode collapse*.
+    Introduced in *Remedies for mode collapse*.
     """
 
     objective: Callable[..., Any]
@@ -113,7 +127,8 @@ METHODS = {
 class Budget(NamedTuple):
     """How long is played, in rounds of ``size`` samples, with which networks and steps.
 
-    ``pace`` is the length of D's steps as a share of the others'. Introduced in *Mode collapse*.
+    ``pace`` is the length of D's steps as a share of the others'. Introduced in *Remedies for mode
+    collapse*.
     """
 
     rounds: int
@@ -141,14 +156,18 @@ IMAGE_BUDGETS = {  # ``hidden`` are the maps of D's first layer
 
 
 def budgets_of(table: str) -> dict[str, Budget]:
-    """Return the budgets of ``table`` by their scale. Introduced in *Mode collapse*."""
+    """Return the budgets of ``table`` by their scale.
+
+    Introduced in *Remedies for mode collapse*.
+    """
     return IMAGE_BUDGETS if TABLES[table].digits else BUDGETS
 
 
 def budget_of(cell: Cell, **changed: Any) -> Budget:
     """Return how long ``cell`` is played, with parts of it replaced: batches are whole packs.
 
-    Raises ValueError for a pack that is larger than a batch. Introduced in *Mode collapse*.
+    Raises ValueError for a pack that is larger than a batch. Introduced in *Remedies for mode
+    collapse*.
     """
     budget = budgets_of(cell.table)[cell.scale]._replace(**changed)
     if cell.pack > budget.size:
@@ -161,7 +180,7 @@ class FlatJudge(nn.Module):
 
     A layer of 200 units sees the whole last map: without it D would add up what it thinks of
     patches. With ``codes`` each image is followed by its code, which joins that map (Srivastava et
-    al. 2017). Introduced in *Mode collapse*.
+    al. 2017). Introduced in *Remedies for mode collapse*.
     """
 
     def __init__(
@@ -220,9 +239,21 @@ def networks(cell: Cell, hidden: int | None = None) -> tuple[nn.Module, nn.Modul
 
 
 def options(cell: Cell) -> dict[str, Any]:
-    """Return the options of the method's objective in ``cell``. Introduced in *Mode collapse*."""
+    """Return the options of the method's objective in ``cell``.
+
+    Introduced in *Remedies for mode collapse*.
+    """
     own = {"gamma": TABLES[cell.table].gamma} if cell.method == "rpgan" else {}
     return METHODS[cell.method].options | own
+
+
+def settings(cell: Cell) -> dict[str, Any]:
+    """Return all that decides how ``cell`` is played.
+
+    Introduced in *Remedies for mode collapse*.
+    """
+    steps = {"average": AVERAGE, "schedule": "cosine"}
+    return budget_of(cell)._asdict() | steps | options(cell)
 
 
 def score(cell: Cell, samples: Tensor, data: Data) -> ModeScores:
@@ -234,8 +265,13 @@ def score(cell: Cell, samples: Tensor, data: Data) -> ModeScores:
     if side := TABLES[cell.table].side:
         reader, _ = digit_reader(TABLES[cell.table].digits)
         images = samples.view(-1, 3, side, side)
-        modes, divergence = stacked_mode_scores(images, lambda x: predict(reader, x).argmax(1))
-        sure = predict(reader, images.reshape(-1, 1, side, side)).amax(1).view(-1, 3).amin(1) >= 0.9
+        modes, divergence = stacked_mode_scores(
+            images, lambda x: predict_proba(reader, x).argmax(1)
+        )
+        sure = (
+            predict_proba(reader, images.reshape(-1, 1, side, side)).amax(1).view(-1, 3).amin(1)
+            >= 0.9
+        )
         return ModeScores(modes, sure.float().mean().item(), divergence)
     centres, sd = data.extras["centres"], data.extras["sd"][0]
     active = int((sd > 0).sum())
@@ -287,9 +323,9 @@ def play_cell(
 ) -> tuple[list[ModeScores], History]:
     """Play ``copies`` games of ``cell``; return the scores of each, and the history.
 
-    Scores are those of the generator with averaged weights. ``changed`` replaces
-    parts of the budget, or adds options of the objective. Raises ValueError for a cell that does
-    not exist. Introduced in *Mode collapse*.
+    Scores are those of the generator with averaged weights. ``changed`` replaces parts of the
+    budget, or adds options of the objective. Raises ValueError for a cell that does not exist.
+    Introduced in *Remedies for mode collapse*.
     """
     method, table = METHODS[cell.checked().method], TABLES[cell.table]
     given = {k: changed.pop(k) for k in Budget._fields if k in changed}
@@ -299,8 +335,8 @@ def play_cell(
     torch.manual_seed(seed)
     D, G, third = networks(cell, budget.hidden if "hidden" in given else None)
     steps = {"lr": budget.lr, "betas": budget.betas, "schedule": cosine, "average": AVERAGE}
-    players = method.objective(D, G, *third, **steps, **(options(cell) | changed))
-    players[0].lr *= budget.pace
+    pace = {"lr": budget.lr * budget.pace}
+    players = method.objective(D, G, *third, **steps, d=pace, **(options(cell) | changed))
     every = -(-budget.rounds // LOOKS)
     if table.digits:
         every = max(1_000, every)  # 26,000 images take a while to score
@@ -332,10 +368,7 @@ def measured(cell: Cell, copies: int, checkpoint: Path, **changed: Any) -> dict[
         "cell": cell._asdict(),
         "seeds": [0],
         "copies": copies,
-        "settings": budget_of(cell)._asdict()
-        | {"average": AVERAGE, "schedule": "cosine"}
-        | options(cell)
-        | changed,
+        "settings": settings(cell) | changed,
         "measured": columns,
         "real": real_scores(cell.table)._asdict(),
         "rounds": history.rounds,
@@ -348,3 +381,75 @@ def measured(cell: Cell, copies: int, checkpoint: Path, **changed: Any) -> dict[
     if digits := TABLES[cell.table].digits:
         record["classifier"] = {"data": digits, "accuracy": digit_reader(digits)[1]}
     return record
+
+
+def recorded_cell(cell: Cell, folder: Path | None = None) -> dict[str, Any] | None:
+    """Return what is recorded of ``cell``, or None. Introduced in *Remedies for mode collapse*."""
+    return (recorded.run(f"mode_collapse/{cell.table}", folder) or {}).get(cell.row)
+
+
+def record_cells(
+    cells: Sequence[Cell],
+    copies: int = 10,
+    folder: Path = recorded.FOLDER,
+    cluster: str | None = None,
+    **changed: Any,
+) -> None:
+    """Record the ``cells`` of the tables of *Mode collapse* that are not in ``folder`` yet.
+
+    Each is written when it is done. ``cluster`` is the address of a Dask scheduler, whose workers
+    play them: a cell whose worker dies is played by another. A killed cell goes on from its
+    checkpoints, which lie where all workers have to see them. ``changed`` replaces parts of the
+    budget. A cell that fails costs only itself: SystemExit names such cells after the others.
+    Introduced in *Remedies for mode collapse*.
+    """
+    missing = [cell for cell in cells if recorded_cell(cell, folder) is None]
+    task = partial(_played, copies=copies, base=Path(tempfile.gettempdir()), changed=changed)
+    results = _one_by_one(task, missing) if cluster is None else _on_cluster(cluster, task, missing)
+    failed = []
+    for cell, result in results:
+        if isinstance(result, BaseException):
+            traceback.print_exception(result)
+            failed.append(f"{cell.name} ({type(result).__name__}: {result})")
+            continue
+        record, kept = result
+        print(f"{cell.name}: {record['seconds']:.0f} s", file=sys.stderr)
+        recorded.write_row(f"mode_collapse/{cell.table}", cell.row, record, folder)
+        if kept.exists():
+            shutil.rmtree(kept)
+    if failed:
+        raise SystemExit(f"{len(failed)} of {len(missing)} cells failed: {'; '.join(failed)}")
+
+
+def _played(
+    cell: Cell, copies: int, base: Path, changed: dict[str, Any]
+) -> tuple[dict[str, Any], Path]:
+    """Return the record of ``cell`` and the folder with its checkpoints."""
+    begun = origin()
+    folder = os.environ.get("MINIMAX_DATA")
+    settings = {"cell": cell, "copies": copies, "changed": changed, "folder": folder}
+    kept = checkpoint_folder(base, cell.name, settings)
+    record = begun | measured(cell, copies, kept, **changed)
+    return record | {"device": device_used()}, kept
+
+
+def _one_by_one(task: Any, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Any]]:
+    """Yield each cell with its result, or with the exception that it ended in."""
+    for cell in cells:
+        try:
+            result = task(cell)
+        except Exception as error:
+            yield cell, error
+        else:
+            yield cell, result
+
+
+def _on_cluster(address: str, task: Any, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Any]]:
+    try:
+        from distributed import Client, as_completed
+    except ModuleNotFoundError:
+        raise SystemExit("A cluster needs Dask: pip install distributed") from None
+    with Client(address) as client:
+        futures = {client.submit(task, cell, pure=False): cell for cell in cells}
+        for future in as_completed(futures):
+            yield futures[future], future.exception() or future.result()

@@ -1,6 +1,8 @@
 """How good samples are, and how much of the data they cover. Give each score on real data too.
 
 Features are rows (N, d) of a classifier of the book's own; probabilities are its (N, classes).
+
+Floor 3; called by *DCGAN*, *Mode collapse*, collapse.
 """
 
 import math
@@ -143,7 +145,7 @@ def stacked_mode_scores(images: Tensor, classify: Callable[[Tensor], Tensor]) ->
         answer = classify(channel)
         whole = isinstance(answer, Tensor) and answer.dtype in WHOLE
         if not whole or answer.shape != (len(images),):
-            got = Words(f"returning {described(answer)}")
+            got = Words(f"returning {described(answer).text}")
             refuse("classify", got, f"returning whole-numbered classes of shape ({len(images)},)")
         if answer.min() < 0 or answer.max() > 9:
             got = Words(f"returning classes from {answer.min()} to {answer.max()}")
@@ -182,7 +184,12 @@ def reverse_kl_floor(modes: int, samples: int) -> float:
 
 
 def nearest_codes(
-    G: Callable[[Tensor], Tensor], images: Tensor, codes: int, restarts: int = 3, steps: int = 50
+    G: Callable[[Tensor], Tensor],
+    images: Tensor,
+    codes: int,
+    restarts: int = 3,
+    steps: int = 50,
+    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the codes z (N, codes) whose G(z) is nearest to ``images``, and the errors (N,).
 
@@ -209,7 +216,7 @@ def nearest_codes(
         return (made - images).flatten(1).square().mean(1)
 
     for _ in range(restarts):
-        start = torch.randn(len(images), codes).to(images)
+        start = torch.randn(len(images), codes, generator=generator).to(images)
         z, reached = batched_lbfgs(errors, start, steps)
         better = reached < error
         best[better], error[better] = z[better], reached[better]

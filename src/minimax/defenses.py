@@ -2,10 +2,12 @@
 
 Images are float tensors in [0, 1]; ε is in the same pixel units. The players are ready for
 ``play``, with copies or without. Introduced in the chapter *Defenses*.
+
+Floor 3; called by *Defenses*, robust.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from scipy.stats import beta, norm
@@ -15,6 +17,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from minimax.errors import (
     Words,
     all_copies,
+    check_batch_size,
     check_classes,
     check_count,
     check_labels,
@@ -24,8 +27,8 @@ from minimax.errors import (
     logits_of,
     refuse,
 )
-from minimax.game import Player
-from minimax.networks import evaluating, statistics_held
+from minimax.evaluation import evaluating, statistics_held
+from minimax.game import Options, Player
 
 
 def _positive(argument: str, value: float) -> float:
@@ -87,7 +90,7 @@ def adversarial_training(
     step_size: float | None = None,
     random_start: bool = False,
     mix: float = 1.0,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Player:
     """Return the player that minimises the loss at the worst images within ``epsilon``.
 
@@ -129,19 +132,19 @@ def virtual_adversarial_loss(
     x: Tensor,
     epsilon: float,
     *,
-    iterations: int = 1,
+    steps: int = 1,
     xi: float = 1e-2,
 ) -> Tensor:
     """Return how much the network's answer changes where it changes most: a mean over ``x``.
 
     Miyato et al. (2018), equations 5 to 10: KL(p(·|x) ‖ p(·|x + r)) in nats, with ‖r‖₂ =
-    ``epsilon`` in the direction that ``iterations`` of the power method find, probing at distance
+    ``epsilon`` in the direction that ``steps`` of the power method find, probing at distance
     ``xi``. No label is needed. ``x`` is (N, …). As in the paper's code, batch normalisations in
     training go by the batch and leave their running statistics. Raises ValueError for arguments out
     of range, and for a network that does not tell classes apart. Introduced in *Defenses*.
     """
     epsilon, xi = check_number("epsilon", epsilon), _positive("xi", xi)
-    iterations = check_count("iterations", iterations)
+    steps = check_count("steps", steps)
 
     def unit(direction: Tensor) -> Tensor:
         length = direction.flatten(1).norm(dim=1).clamp(min=1e-12)
@@ -154,7 +157,7 @@ def virtual_adversarial_loss(
         before = _answers(network, x).detach().log_softmax(1)
         with torch.no_grad():
             direction = unit(torch.randn_like(x))
-            for _ in range(iterations):
+            for _ in range(steps):
                 direction = unit(torch.func.grad(change)(xi * direction))
         return change(epsilon * direction) / len(x)
 
@@ -164,9 +167,9 @@ def virtual_adversarial_training(
     epsilon: float,
     *,
     weight: float = 1.0,
-    iterations: int = 1,
+    steps: int = 1,
     xi: float = 1e-2,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Player:
     """Return the player that fits the labels and answers alike near every image, labelled or not.
 
@@ -176,7 +179,7 @@ def virtual_adversarial_training(
     network that does not tell classes apart. Introduced in *Defenses*.
     """
     epsilon, weight = check_number("epsilon", epsilon), check_number("weight", weight)
-    iterations, xi = check_count("iterations", iterations), _positive("xi", xi)
+    steps, xi = check_count("steps", steps), _positive("xi", xi)
 
     def virtual_adversarial(x: Tensor, y: Tensor, unlabelled: Tensor) -> Tensor:
         y = check_labels("y", y, len(x))
@@ -184,9 +187,7 @@ def virtual_adversarial_training(
             got = Words(f"of shape {tuple(unlabelled.shape)}")
             refuse("unlabelled", got, f"of shape (N, …) like x, {tuple(x.shape)}")
         everything = torch.cat([x, unlabelled])
-        smoothness = virtual_adversarial_loss(
-            network, everything, epsilon, iterations=iterations, xi=xi
-        )
+        smoothness = virtual_adversarial_loss(network, everything, epsilon, steps=steps, xi=xi)
         return cross_entropy(_answers(network, x, y), y) + weight * smoothness
 
     return Player(network, virtual_adversarial, **options)
@@ -204,43 +205,45 @@ class Certified(NamedTuple):
 
 @torch.no_grad()
 def certify(
-    network: nn.Module,
+    model: nn.Module,
     x: Tensor,
     sigma: float,
     *,
     first: int = 100,
     samples: int = 10_000,
     alpha: float = 0.001,
-    batch_size: int = 1000,
+    generator: torch.Generator | None = None,
+    batch_size: int | None = None,
 ) -> Certified:
     """Return the answer of the smoothed classifier and a radius in which it can't change.
 
-    Cohen, Rosenfeld and Kolter (2019), CERTIFY: the smoothed classifier says what ``network`` says
+    Cohen, Rosenfeld and Kolter (2019), CERTIFY: the smoothed classifier says what ``model`` says
     most often under Gaussian noise of ``sigma`` pixels. ``first`` draws guess the class,
     ``samples`` more bound its probability p from below (Clopper and Pearson, one-sided); the radius
     is ``sigma``·Φ⁻¹(p), wrong with probability at most ``alpha`` for each image (N, …) of ``x``. It
-    abstains where p ≤ ½. Raises ValueError for arguments out of range, and for a network that does
+    abstains where p ≤ ½. Raises ValueError for arguments out of range, and for a model that does
     not return finite logits. Introduced in *Defenses*.
     """
-    check_model(network, "network")
+    check_model(model)
     check_pixels("x", x)
     sigma, alpha = _positive("sigma", sigma), _positive("alpha", alpha)
     if alpha >= 1:
         refuse("alpha", alpha, "between 0 and 1")
     first, samples = check_count("first", first), check_count("samples", samples)
-    batch_size = check_count("batch_size", batch_size)
+    batch_size = check_batch_size(batch_size, x)
 
     def votes(image: Tensor, count: int) -> Tensor:
         """Return how often each class is the answer (classes,)."""
         said = []
         for part in torch.arange(count).split(batch_size):
-            noise = torch.randn((len(part), *image.shape), dtype=x.dtype, device=x.device)
-            logits = logits_of(network, image + sigma * noise, argument="network")
+            shape = (len(part), *image.shape)
+            noise = torch.randn(shape, generator=generator, dtype=x.dtype).to(x.device)
+            logits = logits_of(model, image + sigma * noise)
             said.append(one_hot(logits.argmax(1), logits.shape[1]).sum(0))
         return torch.stack(said).sum(0)
 
     labels, radii = [], []
-    with evaluating(network):
+    with evaluating(model):
         for image in x:
             guess = int(votes(image, first).argmax())
             hits = int(votes(image, samples)[guess])

@@ -1,9 +1,12 @@
-"""One clear sentence for bad input: it names the argument, its value and what is allowed."""
+"""One clear sentence for bad input: it names the argument, its value and what is allowed.
+
+Floor 0; called by every room.
+"""
 
 import math
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -11,16 +14,16 @@ from torch import Tensor, nn
 ROUNDING = 1e-6  # by which a pixel may lie outside [0, 1]
 
 
-class Words(str):
-    """A value described in words, which an error shows without quotes."""
+class Words(NamedTuple):
+    """What an error says of a value in words, where the value itself would say too little."""
 
-    __slots__ = ()
-    __repr__ = str.__str__
+    text: str
 
 
 def refuse(argument: str, value: object, allowed: str) -> NoReturn:
     """Raise ValueError saying that ``argument`` was ``value`` and has to be ``allowed``."""
-    raise ValueError(f"{argument} is {value!r}; it has to be {allowed}.")
+    got = value.text if isinstance(value, Words) else repr(value)
+    raise ValueError(f"{argument} is {got}; it has to be {allowed}.")
 
 
 def check_number(argument: str, value: Any, *, at_least: float = 0.0) -> float:
@@ -45,6 +48,16 @@ def check_count(argument: str, value: Any, *, at_least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
         refuse(argument, value, f"a whole number of at least {at_least}")
     return int(value)
+
+
+def check_batch_size(batch_size: int | None, x: Tensor) -> int:
+    """Return how many of ``x`` go through a network at a time.
+
+    By default 256 on a CPU, where small batches stay in the cache, else 1,024.
+    """
+    if batch_size is None:
+        return 256 if x.device.type == "cpu" else 1024
+    return check_count("batch_size", batch_size)
 
 
 def check_choice(argument: str, value: str, allowed: Sequence[str]) -> str:

@@ -1,4 +1,7 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all.
+
+Floor 0; called by recorded, game, chapters.
+"""
 
 import os
 import secrets

@@ -2,12 +2,16 @@
 
 Each function takes the networks and returns the players, ready for ``play``; the losses inside look
 like the equations beside them in the chapters. D gives logits, one per sample, so that the
-probability "real" is its sigmoid σ(D), and −log σ(t) = softplus(−t).
+probability "real" is its sigmoid σ(D), and −log σ(t) = softplus(−t). ``options`` are those of
+``Player``: common ones by their names, and in ``d``, ``g`` and ``third`` those that are for the
+discriminator, the generator or a third player alone.
+
+Floor 3; called by chapters, collapse, dcgan.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +28,12 @@ from minimax.errors import (
     check_number,
     refuse,
 )
-from minimax.game import Player
-from minimax.networks import statistics_held
+from minimax.evaluation import statistics_held
+from minimax.game import GameOptions, Player, per_player
 from minimax.stabilisers import MinibatchDiscrimination
 
 
-def minimax(D: nn.Module, G: nn.Module, **options: Any) -> list[Player]:
+def minimax(D: nn.Module, G: nn.Module, **options: Unpack[GameOptions]) -> list[Player]:
     """Return the players of the game as it is written down: G minimises what D maximises.
 
     Goodfellow et al. (2014), equation 1: V = E log σ(D(x)) + E log(1 − σ(D(G(z)))), in nats. A
@@ -43,10 +47,11 @@ def minimax(D: nn.Module, G: nn.Module, **options: Any) -> list[Player]:
     def generator_loss(real: Tensor, noise: Tensor) -> Tensor:
         return -softplus(D(G(noise))).mean()
 
-    return [Player(D, discriminator_loss, **options), Player(G, generator_loss, **options)]
+    d, g = per_player(options, "d", "g")
+    return [Player(D, discriminator_loss, **d), Player(G, generator_loss, **g)]
 
 
-def non_saturating(D: nn.Module, G: nn.Module, **options: Any) -> list[Player]:
+def non_saturating(D: nn.Module, G: nn.Module, **options: Unpack[GameOptions]) -> list[Player]:
     """Return the players of the game as it is played: G maximises log σ(D(G(z))).
 
     Goodfellow et al. (2014), section 3. A batch is (real, noise); ``options`` go to both players.
@@ -59,7 +64,8 @@ def non_saturating(D: nn.Module, G: nn.Module, **options: Any) -> list[Player]:
     def generator_loss(real: Tensor, noise: Tensor) -> Tensor:
         return softplus(-D(G(noise))).mean()
 
-    return [Player(D, discriminator_loss, **options), Player(G, generator_loss, **options)]
+    d, g = per_player(options, "d", "g")
+    return [Player(D, discriminator_loss, **d), Player(G, generator_loss, **g)]
 
 
 class Packed(nn.Module):
@@ -104,7 +110,9 @@ def squared_slope(D: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return grad(lambda x: D(x).sum())(x).flatten(1).square().sum(1)
 
 
-def relativistic(D: nn.Module, G: nn.Module, gamma: float = 0.1, **options: Any) -> list[Player]:
+def relativistic(
+    D: nn.Module, G: nn.Module, gamma: float = 0.1, **options: Unpack[GameOptions]
+) -> list[Player]:
     """Return the players of the relativistic pairing game with zero-centred penalties.
 
     Huang et al. (2024), equations 2 and 5 (R3GAN): D widens D(x) − D(G(z)), G narrows it, and D
@@ -124,19 +132,20 @@ def relativistic(D: nn.Module, G: nn.Module, gamma: float = 0.1, **options: Any)
     def generator_loss(real: Tensor, noise: Tensor) -> Tensor:
         return softplus(D(real) - D(check_made("G", G(noise), len(real), real))).mean()
 
-    return [Player(D, discriminator_loss, **options), Player(G, generator_loss, **options)]
+    d, g = per_player(options, "d", "g")
+    return [Player(D, discriminator_loss, **d), Player(G, generator_loss, **g)]
 
 
 def wasserstein(
-    D: nn.Module, G: nn.Module, penalty: float = 10.0, turns: int = 5, **options: Any
+    D: nn.Module, G: nn.Module, penalty: float = 10.0, **options: Unpack[GameOptions]
 ) -> list[Player]:
     """Return the players of the Wasserstein game with gradient penalty (WGAN-GP).
 
-    Gulrajani et al. (2017), equation 3: D is a critic that moves ``turns`` times a round and pays
-    ``penalty`` for slopes other than 1 between data and samples. A batch is (real, noise), as many
-    of one as of the other. Raises ValueError for arguments out of range, a D that does not judge
-    each sample by itself, and samples of another shape than the data's. Introduced in *Mode
-    collapse*.
+    Gulrajani et al. (2017), equation 3: D is a critic that moves five times a round, unless ``d``
+    says otherwise, and pays ``penalty`` for slopes other than 1 between data and samples. A batch
+    is (real, noise), as many of one as of the other. Raises ValueError for arguments out of range,
+    a D that does not judge each sample by itself, and samples of another shape than the data's.
+    Introduced in *Remedies for mode collapse*.
     """
     penalty = check_number("penalty", penalty)
     check_judge(D)
@@ -150,12 +159,12 @@ def wasserstein(
     def generator_loss(real: Tensor, noise: Tensor) -> Tensor:
         return -D(G(noise)).mean()
 
-    critic = Player(D, discriminator_loss, turns=turns, **options)
-    return [critic, Player(G, generator_loss, **options)]
+    d, g = per_player(options, "d", "g")
+    return [Player(D, discriminator_loss, **{"turns": 5} | d), Player(G, generator_loss, **g)]
 
 
 def unrolled(
-    D: nn.Module, G: nn.Module, steps: int = 5, rate: float = 0.1, **options: Any
+    D: nn.Module, G: nn.Module, steps: int = 5, rate: float = 0.1, **options: Unpack[GameOptions]
 ) -> list[Player]:
     """Return the players of the unrolled game: G looks ``steps`` steps of D ahead.
 
@@ -184,7 +193,8 @@ def unrolled(
                 weights = {name: w - rate * slopes[name] for name, w in weights.items()}
             return -loss_with(weights)
 
-    return [Player(D, discriminator_loss, **options), Player(G, generator_loss, **options)]
+    d, g = per_player(options, "d", "g")
+    return [Player(D, discriminator_loss, **d), Player(G, generator_loss, **g)]
 
 
 def _pair(x: Tensor, z: Tensor) -> Tensor:
@@ -206,14 +216,14 @@ def _joint(D: nn.Module, G: nn.Module, F: nn.Module) -> tuple[Callable[..., Tens
     return at_data, at_samples
 
 
-def ali(D: nn.Module, G: nn.Module, F: nn.Module, **options: Any) -> list[Player]:
+def ali(D: nn.Module, G: nn.Module, F: nn.Module, **options: Unpack[GameOptions]) -> list[Player]:
     """Return the players of adversarially learned inference (BiGAN is the same with a plain F).
 
     Dumoulin et al. (2017), equation 2; Donahue et al. (2017): D tells pairs (x, F(x)) from pairs
     (G(z), z), joined to (N, features + codes); G and F are one player that swaps them. F is given
     (x, ε), as many normal numbers as codes, if it is stochastic: wrap it. A batch is (real, noise)
     of vectors. The losses raise ValueError where G gives no samples or F no codes of the batch's
-    shape. Introduced in *Mode collapse*.
+    shape. Introduced in *Remedies for mode collapse*.
     """
     at_data, at_samples = _joint(D, G, F)
 
@@ -223,16 +233,19 @@ def ali(D: nn.Module, G: nn.Module, F: nn.Module, **options: Any) -> list[Player
     def generator_loss(*batch: Tensor) -> Tensor:
         return softplus(at_data(*batch)).mean() + softplus(-at_samples(*batch)).mean()
 
-    return [Player(D, discriminator_loss, **options), Player([G, F], generator_loss, **options)]
+    d, g = per_player(options, "d", "g")
+    return [Player(D, discriminator_loss, **d), Player([G, F], generator_loss, **g)]
 
 
-def veegan(D: nn.Module, G: nn.Module, F: nn.Module, **options: Any) -> list[Player]:
+def veegan(
+    D: nn.Module, G: nn.Module, F: nn.Module, **options: Unpack[GameOptions]
+) -> list[Player]:
     """Return the players of VEEGAN, in which a reconstructor F maps samples back to their codes.
 
-    Srivastava et al. (2017), algorithm 1: D estimates log p(G(z), z) / q(x, F(x)); F minimises
-    ‖z − F(G(z))‖² alone, G that plus D at its samples. The distance is a mean over codes. A batch
-    is (real, noise) of vectors. The losses raise ValueError where G gives no samples or F no codes
-    of the batch's shape. Introduced in *Mode collapse*.
+    Srivastava et al. (2017), algorithm 1: D estimates log p(G(z), z) / q(x, F(x)); F minimises ‖z −
+    F(G(z))‖² alone, G that plus D at its samples. The distance is a mean over codes. A batch is
+    (real, noise) of vectors. The losses raise ValueError where G gives no samples or F no codes of
+    the batch's shape. Introduced in *Remedies for mode collapse*.
     """
     at_data, at_samples = _joint(D, G, F)
 
@@ -249,21 +262,22 @@ def veegan(D: nn.Module, G: nn.Module, F: nn.Module, **options: Any) -> list[Pla
         fake = check_made("G", G(noise), len(noise), real)
         return D(_pair(fake, noise)).mean() + distance(fake, noise)
 
+    d, third, g = per_player(options, "d", "third", "g")
     return [
-        Player(D, discriminator_loss, **options),
-        Player(F, reconstructor_loss, **options),
-        Player(G, generator_loss, **options),
+        Player(D, discriminator_loss, **d),
+        Player(F, reconstructor_loss, **third),
+        Player(G, generator_loss, **g),
     ]
 
 
-def lfvi(D: nn.Module, G: nn.Module, F: nn.Module, **options: Any) -> list[Player]:
+def lfvi(D: nn.Module, G: nn.Module, F: nn.Module, **options: Unpack[GameOptions]) -> list[Player]:
     """Return the players of likelihood-free variational inference, with a generator as the model.
 
     Tran et al. (2017), equations 4 to 6: D estimates the log-ratio of pairs (x, F(x)) to pairs
     (G(z), z) and thereby the ELBO; F maximises the ELBO, that is, it minimises D at data. D's value
     at data has no gradient for G, which lowers the reverse divergence, −D at its samples. A batch
     is (real, noise) of vectors. The losses raise ValueError where G gives no samples or F no codes
-    of the batch's shape. Introduced in *Mode collapse*.
+    of the batch's shape. Introduced in *Remedies for mode collapse*.
     """
     at_data, at_samples = _joint(D, G, F)
 
@@ -276,10 +290,11 @@ def lfvi(D: nn.Module, G: nn.Module, F: nn.Module, **options: Any) -> list[Playe
     def generator_loss(*batch: Tensor) -> Tensor:
         return -at_samples(*batch).mean()
 
+    d, third, g = per_player(options, "d", "third", "g")
     return [
-        Player(D, discriminator_loss, **options),
-        Player(F, inference_loss, **options),
-        Player(G, generator_loss, **options),
+        Player(D, discriminator_loss, **d),
+        Player(F, inference_loss, **third),
+        Player(G, generator_loss, **g),
     ]
 
 
@@ -288,7 +303,7 @@ def mutual_information(T: nn.Module, x: Tensor, z: Tensor) -> Tensor:
 
     Belghazi et al. (2018), equation 10: E T(x, z) − log E exp T(x, z′), z′ from other rows; T takes
     pairs joined to (N, features + codes), and gives a number for each. Raises ValueError for other
-    shapes. Introduced in *Mode collapse*.
+    shapes. Introduced in *Remedies for mode collapse*.
     """
     together, apart = T(_pair(x, z)), T(_pair(x, z.roll(1, 0)))
     if together.numel() != len(x):
@@ -297,16 +312,17 @@ def mutual_information(T: nn.Module, x: Tensor, z: Tensor) -> Tensor:
 
 
 def informative(
-    D: nn.Module, G: nn.Module, T: nn.Module, beta: float = 0.1, **options: Any
+    D: nn.Module, G: nn.Module, T: nn.Module, beta: float = 0.1, **options: Unpack[GameOptions]
 ) -> list[Player]:
     """Return the players of a GAN whose samples have to tell their codes (GAN + MINE).
 
     Belghazi et al. (2018), section 5.1: G's non-saturating loss minus ``beta`` times the mutual
     information of G(z) and z, which a third player T estimates. A batch is (real, noise) of
-    vectors. Raises ValueError for a negative ``beta``. Introduced in *Mode collapse*.
+    vectors. Raises ValueError for a negative ``beta``. Introduced in *Remedies for mode collapse*.
     """
     beta = check_number("beta", beta)
-    discriminator, generator = non_saturating(D, G, **options)
+    d, third, g = per_player(options, "d", "third", "g")
+    discriminator, generator = non_saturating(D, G)
 
     def information_loss(real: Tensor, noise: Tensor) -> Tensor:
         return -mutual_information(T, G(noise), noise)
@@ -315,14 +331,19 @@ def informative(
         return generator.loss(real, noise) - beta * mutual_information(T, G(noise), noise)
 
     return [
-        discriminator,
-        Player(T, information_loss, **options),
-        Player(G, generator_loss, **options),
+        Player(D, discriminator.loss, **d),
+        Player(T, information_loss, **third),
+        Player(G, generator_loss, **g),
     ]
 
 
 def pix2pix(
-    D: nn.Module, G: nn.Module, weight: float = 100.0, *, adversarial: bool = True, **options: Any
+    D: nn.Module,
+    G: nn.Module,
+    weight: float = 100.0,
+    *,
+    adversarial: bool = True,
+    **options: Unpack[GameOptions],
 ) -> list[Player]:
     """Return the players of image-to-image translation with pairs.
 
@@ -345,8 +366,9 @@ def pix2pix(
         return (check_made("G", G(x), len(y), y) - y).abs().mean()
 
     if not adversarial:
-        return [Player(G, absolute_error_loss, **options)]
-    return [Player(D, discriminator_loss, **options), Player(G, generator_loss, **options)]
+        return [Player(G, absolute_error_loss, **per_player(options, "g")[0])]
+    d, g = per_player(options, "d", "g")
+    return [Player(D, discriminator_loss, **d), Player(G, generator_loss, **g)]
 
 
 class Memory(nn.Module):
@@ -398,12 +420,17 @@ class Memory(nn.Module):
 
 
 def simgan(
-    D: nn.Module, R: nn.Module, weight: float = 1.0, memory: Memory | None = None, **options: Any
+    D: nn.Module,
+    R: nn.Module,
+    weight: float = 1.0,
+    memory: Memory | None = None,
+    **options: Unpack[GameOptions],
 ) -> list[Player]:
     """Return the players of simulated and unsupervised learning: R refines synthetic images.
 
     Shrivastava et al. (2017), equations 2 and 4: R fools D, which judges patch by patch, and pays
-    ``weight`` times the mean absolute change; it moves twice a round. With a ``memory`` half of
+    ``weight`` times the mean absolute change; it moves twice a round, if ``g``, which are
+    its options, says nothing else. With a ``memory`` half of
     what D is shown as refined comes from earlier rounds. A batch is (synthetic, real). Raises
     ValueError for a negative weight, and where R gives images of another shape. Introduced in
     *Applications*.
@@ -419,12 +446,14 @@ def simgan(
         refined = check_made("R", R(synthetic), len(synthetic), synthetic)
         return softplus(-D(refined)).mean() + weight * (refined - synthetic).abs().mean()
 
+    d, g = per_player(options, "d", "g")
     judges = [D] if memory is None else [D, memory]
-    discriminator = Player(judges, discriminator_loss, **options)
-    return [discriminator, Player(R, refiner_loss, turns=2, **options)]
+    return [Player(judges, discriminator_loss, **d), Player(R, refiner_loss, **{"turns": 2} | g)]
 
 
-def semi_supervised(body: nn.Module, head: nn.Module, G: nn.Module, **options: Any) -> list[Player]:
+def semi_supervised(
+    body: nn.Module, head: nn.Module, G: nn.Module, **options: Unpack[GameOptions]
+) -> list[Player]:
     """Return the players of the (K + 1)-class game, with feature matching.
 
     Salimans et al. (2016), sections 3.1 and 5: D = head ∘ body gives K logits l, and that of
@@ -447,7 +476,5 @@ def semi_supervised(body: nn.Module, head: nn.Module, G: nn.Module, **options: A
         real, made = body(unlabelled), check_made("G", G(noise), len(noise), unlabelled)
         return (real.mean(0) - body(made).mean(0)).square().sum()
 
-    return [
-        Player([body, head], discriminator_loss, **options),
-        Player(G, generator_loss, **options),
-    ]
+    d, g = per_player(options, "d", "g")
+    return [Player([body, head], discriminator_loss, **d), Player(G, generator_loss, **g)]

@@ -1,12 +1,14 @@
 """Models whose likelihood is known, estimated or bounded: mixtures, RBM, VAE. All in nats.
 
 Binary images are rows (N, d) of zeros and ones, as floats.
+
+Floor 3; called by *Generative models*.
 """
 
 import math
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ from minimax.errors import (
     described,
     refuse,
 )
-from minimax.game import Player
+from minimax.game import Options, Player
 from minimax.networks import VAE
 
 
@@ -94,10 +96,10 @@ class BernoulliMixture:
         weights = (mass + pseudocount) / (mass + pseudocount).sum()
         return BernoulliMixture(weights, means.clamp(1e-6, 1 - 1e-6))
 
-    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Return the means (count, d) of the components of ``count`` samples.
+    def sample_means(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Return the means (count, d) of ``count`` components, drawn by their weights.
 
-        ``torch.bernoulli`` makes binary images of them.
+        ``torch.bernoulli`` makes binary images of them: samples of the mixture.
         """
         check_count("count", count)
         drawn = torch.multinomial(self.weights, count, replacement=True, generator=generator)
@@ -146,7 +148,7 @@ class RBM(nn.Module):
         return v, mean
 
 
-def contrastive_divergence(rbm: RBM, steps: int = 1, **options: Any) -> Player:
+def contrastive_divergence(rbm: RBM, steps: int = 1, **options: Unpack[Options]) -> Player:
     """Return the player that trains ``rbm`` by CD-k, k being ``steps``.
 
     Hinton (2002): lower the free energy of the data and raise that of what ``steps`` Gibbs steps
@@ -198,7 +200,11 @@ def temperatures(*steps: tuple[int, float]) -> Tensor:
 
 @torch.no_grad()
 def annealed_importance_sampling(
-    rbm: RBM, betas: Tensor | Sequence[float], chains: int = 100, base: Tensor | None = None
+    rbm: RBM,
+    betas: Tensor | Sequence[float],
+    chains: int = 100,
+    base: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Return ``chains`` estimates of log Z, (chains,): log-mean-exp of them is the estimate.
 
@@ -212,7 +218,8 @@ def annealed_importance_sampling(
     betas = torch.as_tensor(betas).to(rbm.W)
     rises = betas.dim() == 1 and len(betas) > 0 and bool((betas.diff() >= 0).all())
     if not rises or betas[0] != 0 or betas[-1] != 1:
-        refuse("betas", Words("otherwise"), "a vector that rises from 0 to 1")
+        got = Words(f"{described(betas).text}, {betas.tolist()[:3]} …")
+        refuse("betas", got, "a vector that rises from 0 to 1")
     start = torch.zeros_like(rbm.a) if base is None else base.to(rbm.a)
     if start.shape != rbm.a.shape or not bool(start.isfinite().all()):
         refuse("base", described(start), f"finite log-odds of shape {tuple(rbm.a.shape)}")
@@ -222,12 +229,14 @@ def annealed_importance_sampling(
         visible = v @ ((1 - beta) * start + beta * rbm.a)
         return visible + softplus(beta * (v @ rbm.W + rbm.b)).sum(1)
 
-    v = torch.bernoulli(start.sigmoid().expand(chains, -1))
+    v = torch.bernoulli(start.sigmoid().expand(chains, -1), generator=generator)
     log_weight = softplus(start).sum() + len(rbm.b) * math.log(2) + torch.zeros(chains).to(start)
     for beta, hotter in zip(betas[1:], betas[:-1], strict=True):
         log_weight += log_p(v, beta) - log_p(v, hotter)
-        h = torch.bernoulli((beta * (v @ rbm.W + rbm.b)).sigmoid())
-        v = torch.bernoulli(((1 - beta) * start + beta * (h @ rbm.W.T + rbm.a)).sigmoid())
+        hidden = (beta * (v @ rbm.W + rbm.b)).sigmoid()
+        h = torch.bernoulli(hidden, generator=generator)
+        visible = ((1 - beta) * start + beta * (h @ rbm.W.T + rbm.a)).sigmoid()
+        v = torch.bernoulli(visible, generator=generator)
     return log_weight
 
 
@@ -243,7 +252,11 @@ def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
 
 @torch.no_grad()
 def importance_weighted_bound(
-    vae: VAE, x: Tensor, samples: Sequence[int] | int, at_once: int = 100_000
+    vae: VAE,
+    x: Tensor,
+    samples: Sequence[int] | int,
+    at_once: int = 100_000,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Return E log (1/k) Σ p(x, zᵢ) / q(zᵢ | x) with k codes drawn for each image, in nats: (N,).
 
@@ -266,7 +279,7 @@ def importance_weighted_bound(
     for part in x.split(max(1, at_once // most)):
         mean, log_variance = vae.encode(part)
         spread = (log_variance / 2).exp()
-        noise = torch.randn(most, *mean.shape).to(mean)
+        noise = torch.randn(most, *mean.shape, generator=generator).to(mean)
         z = mean + spread * noise
         logits = vae.decode(z.flatten(0, 1)).unflatten(0, z.shape[:2])
         if logits.shape[2:] != x.shape[1:]:

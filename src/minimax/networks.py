@@ -1,68 +1,22 @@
-"""The architectures that the chapters share. A classifier takes images in [0, 1]."""
+"""The architectures that the chapters share. A classifier takes images in [0, 1].
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+Floor 1; called by chapters, most rooms.
+"""
+
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from minimax.errors import (
-    Words,
-    check_classes,
     check_count,
-    check_labels,
-    check_model,
-    check_tensor,
-    logits_of,
     refuse,
 )
+from minimax.evaluation import evaluating
 
 LEAKY_RELU = partial(nn.LeakyReLU, 0.2)
-
-
-@contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Put ``modules`` into evaluation mode; each of their parts gets its own mode back at the end.
-
-    Introduced in *The minimax game*.
-    """
-    modes = [(part, part.training) for module in modules for part in module.modules()]
-    try:
-        for module in modules:
-            module.eval()
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-
-
-@contextmanager
-def statistics_held() -> Iterator[None]:
-    """Let batch normalisations in training go by the batch, and leave their running statistics.
-
-    So a network may be asked about images or weights that are only tried, as Miyato et al. (2018)
-    do, and ``torch.func.grad``, which can't differentiate what it would change, goes through it.
-    Introduced in *Defenses*.
-    """
-    held: list[_BatchNorm] = []
-
-    def hold(module: nn.Module, _: Any) -> None:
-        if isinstance(module, _BatchNorm) and module.track_running_stats:
-            module.track_running_stats = False
-            held.append(module)
-
-    hook = register_module_forward_pre_hook(hold)
-    try:
-        yield
-    finally:
-        hook.remove()
-        for module in held:
-            module.track_running_stats = True
 
 
 class Normalise(nn.Module):
@@ -349,33 +303,6 @@ def _normal_weights(network: nn.Module) -> None:
             nn.init.normal_(part.weight, 0.0, 0.02)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
-
-
-@torch.no_grad()
-def predict(model: nn.Module, x: Tensor, batch_size: int = 1024) -> Tensor:
-    """Return ``model``'s class probabilities (N, classes) in evaluation mode.
-
-    The model's mode comes back as it was. Raises ValueError if it does not return one finite row of
-    logits for each of ``x`` (N, …). Introduced in *Adversarial examples*.
-    """
-    check_count("batch_size", batch_size)
-    if len(check_tensor("x", x)) == 0:
-        refuse("x", Words(f"of shape {tuple(x.shape)}"), "a batch of at least one")
-    check_model(model)
-    with evaluating(model):
-        return torch.cat([logits_of(model, part).softmax(1) for part in x.split(batch_size)])
-
-
-def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Return the share of ``x`` (N, …) that ``model`` puts into class ``y`` (N,).
-
-    Raises ValueError as ``predict`` does, and for labels of another shape or that ``model`` does
-    not know. Introduced in *Adversarial examples*.
-    """
-    y = check_labels("y", y, len(x))
-    probabilities = predict(model, x)
-    check_classes("y", y, probabilities.shape[1])
-    return (probabilities.argmax(1) == y).float().mean().item()
 
 
 class UNet(nn.Module):

@@ -1,4 +1,7 @@
-"""The one switch between a quick run and a run with the papers' budgets."""
+"""The one switch between a quick run and a run with the papers' budgets.
+
+Floor 0; called by chapters.
+"""
 
 import os
 import random

@@ -1,20 +1,24 @@
 """What Salimans et al. (2016) add to the game to keep it steady: each can be switched on by itself.
 
 The layers go into a discriminator or a generator, the players into ``play``.
+
+Floor 3; called by *Mode collapse*, *Applications*.
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from minimax.errors import Words, check_count, check_made, check_number, refuse
-from minimax.game import Player
+from minimax.game import GameOptions, Player, per_player
 
 
-def smoothed(D: nn.Module, G: nn.Module, target: float = 0.9, **options: Any) -> list[Player]:
+def smoothed(
+    D: nn.Module, G: nn.Module, target: float = 0.9, **options: Unpack[GameOptions]
+) -> list[Player]:
     """Return the non-saturating game with one-sided label smoothing.
 
     Salimans et al. (2016), section 3.4: D is to answer ``target`` to data, and still 0 to samples,
@@ -33,11 +37,12 @@ def smoothed(D: nn.Module, G: nn.Module, target: float = 0.9, **options: Any) ->
     def generator_loss(real: Tensor, noise: Tensor) -> Tensor:
         return softplus(-D(G(noise))).mean()
 
-    return [Player(D, discriminator_loss, **options), Player(G, generator_loss, **options)]
+    d, g = per_player(options, "d", "g")
+    return [Player(D, discriminator_loss, **d), Player(G, generator_loss, **g)]
 
 
 def feature_matching(
-    body: nn.Module, head: nn.Module, G: nn.Module, **options: Any
+    body: nn.Module, head: nn.Module, G: nn.Module, **options: Unpack[GameOptions]
 ) -> list[Player]:
     """Return the game in which G matches the mean of D's features instead of fooling D.
 
@@ -54,10 +59,8 @@ def feature_matching(
         at_data, made = body(real), check_made("G", G(noise), len(noise), real)
         return (at_data.mean(0) - body(made).mean(0)).square().sum()
 
-    return [
-        Player([body, head], discriminator_loss, **options),
-        Player(G, generator_loss, **options),
-    ]
+    d, g = per_player(options, "d", "g")
+    return [Player([body, head], discriminator_loss, **d), Player(G, generator_loss, **g)]
 
 
 class MinibatchDiscrimination(nn.Module):

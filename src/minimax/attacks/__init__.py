@@ -1,4 +1,7 @@
-"""Attacks: the perturbation moves, the classifier is held fixed."""
+"""Attacks: the perturbation moves, the classifier is held fixed.
+
+Floor 3; called by the first three chapters.
+"""
 
 from minimax.attacks.gradient import fgsm, input_gradient, pgd
 from minimax.attacks.minimal import carlini_wagner, lbfgs

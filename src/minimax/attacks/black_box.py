@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from minimax.attacks.gradient import frozen
+from minimax.attacks.gradient import Epsilon, for_each_epsilon, frozen
 from minimax.attacks.minimal import margin
 from minimax.errors import (
     Words,
@@ -62,29 +62,30 @@ def train_substitute(
     seeds: Tensor,
     *,
     augmentations: int = 6,
-    step: float = 0.1,
+    step_size: float = 0.1,
     period: int = 3,
     reservoir: tuple[int, int] | None = None,
     epochs: int = 10,
     lr: float = 1e-3,
     watch: Callable[[], float] | None = None,
+    generator: torch.Generator | None = None,
 ) -> Substitute:
     """Train ``network`` to answer as ``oracle`` does, and return what was asked.
 
     Papernot et al. (2017), algorithm 1: beginning with ``seeds`` (N, …), the network is trained for
     ``epochs`` on all that the oracle has labelled; then each image x gets a neighbour
-    x ± λ·sign(∇ₓ of the network's logit for the oracle's label), with λ = ``step`` in pixels, whose
-    sign flips every ``period`` augmentations. So each of the ``augmentations`` doubles the images;
-    with ``reservoir=(after, keep)``, from augmentation ``after`` on only ``keep`` of the neighbours
-    are kept, drawn uniformly (the paper's reservoir sampling). ``watch`` is called after each
-    training, without arguments. Raises ValueError for arguments out of range. Introduced in
+    x ± λ·sign(∇ₓ of the network's logit for the oracle's label), with λ = ``step_size`` in pixels,
+    whose sign flips every ``period`` augmentations. So each of the ``augmentations`` doubles the
+    images; with ``reservoir=(after, keep)``, from augmentation ``after`` on only ``keep`` of the
+    neighbours are kept, drawn uniformly (the paper's reservoir sampling). ``watch`` is called after
+    each training, without arguments. Raises ValueError for arguments out of range. Introduced in
     *Black-box and physical attacks*.
     """
     check_pixels("seeds", seeds)
     check_model(network, "network")
     augmentations = check_count("augmentations", augmentations, at_least=0)
     period, epochs = check_count("period", period), check_count("epochs", epochs)
-    step = check_number("step", step)
+    step_size = check_number("step_size", step_size)
     if reservoir is not None:
         check_count("reservoir", reservoir[0], at_least=0)
         check_count("reservoir", reservoir[1])
@@ -94,20 +95,26 @@ def train_substitute(
         check_classes("oracle(images)", labels, logits_of(network, images[:1]).shape[1])
         rounds = epochs * math.ceil(len(images) / 128)
         player = Player(network, lambda x, y: cross_entropy(network(x), y), lr=lr)
-        play([player], minibatches(images, labels, size=min(128, len(images))), rounds=rounds)
+        batches = minibatches(images, labels, size=min(128, len(images)))
+        play(
+            [player],
+            batches,
+            rounds=rounds,
+            seed=int(torch.randint(2**31, (), generator=generator)),
+        )
         queries.append(len(images))
         if watch is not None:
             watched.append(watch())
         if augmentation == augmentations:
             break
-        signed = step * (-1) ** (augmentation // period)
+        signed = step_size * (-1) ** (augmentation // period)
         with frozen(network):
             x = images.clone().requires_grad_()
             logits = logits_of(network, x)
             (gradient,) = torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), x)
         new = (images + signed * gradient.sign()).clamp(0, 1)
         if reservoir is not None and augmentation >= reservoir[0]:
-            new = new[torch.randperm(len(new))[: reservoir[1]]]
+            new = new[torch.randperm(len(new), generator=generator)[: reservoir[1]]]
         images, labels = torch.cat([images, new]), torch.cat([labels, _asked(oracle, new)])
     return Substitute(images, labels, queries, watched)
 
@@ -117,12 +124,13 @@ def _asked(oracle: Oracle, images: Tensor) -> Tensor:
     return check_labels("oracle(images)", oracle(images), len(images))
 
 
+@for_each_epsilon
 @torch.no_grad()
 def square(
     scores: Callable[[Tensor], Tensor],
     x: Tensor,
     y: Tensor,
-    epsilon: float,
+    epsilon: Epsilon,
     *,
     queries: int = 5000,
     share: float = 0.8,
@@ -140,7 +148,7 @@ def square(
     y = check_images(x, y)
     if x.dim() != 4:
         refuse("x", tuple(x.shape), "of shape (N, channels, height, width)")
-    epsilon, queries = check_number("epsilon", epsilon), check_count("queries", queries)
+    radius, queries = check_number("epsilon", epsilon), check_count("queries", queries)
     if not 0 < check_number("share", share) <= 1:
         refuse("share", share, "above 0 and at most 1")
     n, channels, height, width = x.shape
@@ -155,7 +163,7 @@ def square(
         random = torch.rand(shape, generator=generator)
         return (2.0 * (random < 0.5) - 1).to(x)
 
-    best = (x + epsilon * coins(n, channels, 1, width)).clamp(0, 1)
+    best = (x + radius * coins(n, channels, 1, width)).clamp(0, 1)
     lowest = lead(best, y)
     asked = torch.ones(n, dtype=torch.long, device=x.device)
     for query in range(1, queries):
@@ -170,7 +178,7 @@ def square(
         right = torch.arange(width, device=x.device)[None, :] - columns[:, None]
         inside = ((down >= 0) & (down < side))[:, None, :, None]
         inside = inside & ((right >= 0) & (right < side))[:, None, None, :]
-        delta = epsilon * coins(len(alive), channels, 1, 1)
+        delta = radius * coins(len(alive), channels, 1, 1)
         tried = torch.where(inside, x[alive] + delta, best[alive]).clamp(0, 1)
         now = lead(tried, y[alive])
         asked[alive] += 1

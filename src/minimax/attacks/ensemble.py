@@ -16,9 +16,17 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from minimax.attacks.black_box import square
-from minimax.attacks.gradient import BALLS, check_gradient, differentiable, frozen
+from minimax.attacks.gradient import (
+    BALLS,
+    Epsilon,
+    check_gradient,
+    differentiable,
+    for_each_epsilon,
+    frozen,
+)
 from minimax.errors import (
     Words,
+    check_batch_size,
     check_choice,
     check_count,
     check_images,
@@ -59,17 +67,18 @@ def _cross_entropy(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 LOSSES: dict[str, Loss] = {"cross_entropy": _cross_entropy, "dlr": dlr}
 
 
+@for_each_epsilon
 def apgd(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    epsilon: float,
+    epsilon: Epsilon,
     *,
     loss: str = "cross_entropy",
     target: Tensor | None = None,
     steps: int = 100,
     generator: torch.Generator | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
 ) -> Tensor:
     """Return the images after projected ascent with a step size that finds itself: APGD, L∞.
 
@@ -79,9 +88,9 @@ def apgd(
     stops once it is misclassified; one that never is comes back with the highest loss that was
     found. Raises ValueError for arguments out of range. Introduced in *Defenses*.
     """
-    y, epsilon = check_images(x, y), check_number("epsilon", epsilon)
+    y, radius = check_images(x, y), check_number("epsilon", epsilon)
     check_choice("loss", loss, tuple(LOSSES))
-    steps, batch_size = check_count("steps", steps), check_count("batch_size", batch_size)
+    steps, batch_size = check_count("steps", steps), check_batch_size(batch_size, x)
     if loss == "dlr" and target is None:
         refuse("target", target, "one class per image with the loss 'dlr'")
     target = y if target is None else check_labels("target", target, len(x))
@@ -89,7 +98,7 @@ def apgd(
         refuse("target", Words(f"the label itself at image {int(same[0])}"), "another class than y")
     with frozen(model):
         parts = zip(*(t.split(batch_size) for t in (x, y, target)), strict=True)
-        ascend = partial(_ascend, model, LOSSES[loss], epsilon, steps, generator)
+        ascend = partial(_ascend, model, LOSSES[loss], radius, steps, generator)
         found = [ascend(*part) for part in parts]
     return torch.cat(found)
 
@@ -197,17 +206,18 @@ class Ensemble(NamedTuple):
     after: dict[str, float]
 
 
+@for_each_epsilon
 def auto_attack(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    epsilon: float,
+    epsilon: Epsilon,
     *,
     steps: int = 100,
     targets: int = 9,
     queries: int = 5000,
     generator: torch.Generator | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
 ) -> Ensemble:
     """Return what APGD on cross-entropy, targeted APGD on DLR and Square together find, in L∞.
 
@@ -217,8 +227,8 @@ def auto_attack(
     ``after`` says. ``x`` is (N, channels, H, W), ``y`` (N,). Raises ValueError for arguments out of
     range. Introduced in *Defenses*.
     """
-    y, epsilon = check_images(x, y), check_number("epsilon", epsilon)
-    steps, batch_size = check_count("steps", steps), check_count("batch_size", batch_size)
+    y, radius = check_images(x, y), check_number("epsilon", epsilon)
+    steps, batch_size = check_count("steps", steps), check_batch_size(batch_size, x)
     targets = check_count("targets", targets, at_least=0)
     queries = check_count("queries", queries, at_least=0)
     if queries and x.dim() != 4:
@@ -240,7 +250,7 @@ def auto_attack(
     after["none"] = share()
     options: dict[str, Any] = {"steps": steps, "generator": generator, "batch_size": batch_size}
     if len(rows := left()):
-        images[rows] = apgd(model, x[rows], y[rows], epsilon, **options)
+        images[rows] = apgd(model, x[rows], y[rows], radius, **options)
     after["APGD, cross-entropy"] = share()
     wrong = clean.scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)
     few = wrong.shape[1] < DLR_CLASSES
@@ -248,12 +258,12 @@ def auto_attack(
         if len(rows := left()):
             target = wrong[rows, k]
             images[rows] = apgd(
-                model, x[rows], y[rows], epsilon, loss="dlr", target=target, **options
+                model, x[rows], y[rows], radius, loss="dlr", target=target, **options
             )
     after["APGD, targeted DLR" + (": left out, fewer than four classes" if few else "")] = share()
     if queries and len(rows := left()):
         images[rows] = square(
-            logits, x[rows], y[rows], epsilon, queries=queries, generator=generator
+            logits, x[rows], y[rows], radius, queries=queries, generator=generator
         ).images
     after["Square"] = share()
     return Ensemble(images, after)

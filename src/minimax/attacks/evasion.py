@@ -3,7 +3,7 @@
 Introduced in *Adversarial examples*.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from sklearn.svm import SVC
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from minimax.attacks.gradient import BALLS
+from minimax.attacks.gradient import BALLS, Epsilon, for_each_epsilon
 from minimax.errors import (
     Words,
     check_choice,
@@ -184,11 +184,12 @@ class SVM(nn.Module):
         return (-self.gamma * square).exp() @ self.dual + self.bias
 
 
+@for_each_epsilon
 def evade(
     g: Callable[[Tensor], Tensor],
     x: Tensor,
     benign: Tensor,
-    distance: float | Sequence[float] | np.ndarray | Tensor,
+    epsilon: Epsilon,
     *,
     norm: str = "l1",
     density: float = 0.0,
@@ -196,13 +197,14 @@ def evade(
     steps: int = 100,
     step_size: float = 0.1,
 ) -> Tensor:
-    """Return images within ``distance`` of ``x`` that descend g − λ·density of benign points.
+    """Return images within ``epsilon`` of ``x`` that descend g − λ·density of benign points.
 
     Biggio et al. (2013), algorithm 1 and equation 3: minimise
     g(x) − (λ/n)·Σᵢ exp(−‖x − xᵢ‖₁/h) by gradient steps of length ``step_size``, projected onto
-    the ball of radius ``distance`` and onto the box [0, 1]. g maps (N, d) to (N,), negative being
+    the ball of radius ``epsilon`` and onto the box [0, 1]. g maps (N, d) to (N,), negative being
     benign; ``x`` is (N, d), ``benign`` (n, d). λ is ``density``, h ``bandwidth``; ``norm`` "l1" or
-    "l2"; distances are in pixels of [0, 1]. For a sequence of D distances the result is (D, N, d).
+    "l2"; ε is in pixels of [0, 1] under that norm. For a sequence of E values of ε the result is
+    (E, N, d).
     Raises ValueError for arguments out of range, and for a g that gives another shape, or NaN, or
     has no gradient. Introduced in *Adversarial examples*.
     """
@@ -217,26 +219,14 @@ def evade(
     if density:
         check_pixels("benign", benign)
         benign = benign.to(x.dtype)
-    if isinstance(distance, (np.ndarray, Tensor)):
-        distance = distance.tolist()
-    if isinstance(distance, Sequence) and not isinstance(distance, str):
-        if not distance:
-            refuse("distance", distance, "a number or a non-empty sequence of numbers")
-        found = [
-            evade(g, x, benign, d, norm=norm, density=density, bandwidth=bandwidth, steps=steps,
-                  step_size=step_size)
-            for d in distance
-        ]  # fmt: skip
-        return torch.stack(found)
-
-    radius = torch.full((len(x), 1), check_number("distance", distance))
+    radius = torch.full((len(x), 1), check_number("epsilon", epsilon))
     point = x.detach()
     for _ in range(steps):
         with torch.enable_grad():
             point = point.detach().requires_grad_()
             value = g(point)
             if value.shape != (len(x),):
-                got = Words(f"returning {described(value)}")
+                got = Words(f"returning {described(value).text}")
                 refuse("g", got, f"returning one value for each image, of shape ({len(x)},)")
             if not value.requires_grad:
                 refuse("g", Words("without a gradient in x"), "differentiable")

@@ -4,8 +4,10 @@ Images are float tensors in [0, 1] of shape (N, …); ε is in the same pixel un
 chapter *Adversarial examples*.
 """
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from minimax.errors import (
     Words,
+    check_batch_size,
     check_choice,
     check_count,
     check_images,
@@ -23,9 +26,35 @@ from minimax.errors import (
     logits_of,
     refuse,
 )
-from minimax.networks import evaluating
+from minimax.evaluation import evaluating
 
+Epsilon = float | Sequence[float] | np.ndarray | Tensor
 TINY = 1e-12  # keeps a zero gradient's norm from dividing by zero
+
+
+def for_each_epsilon(attack: Callable[..., Any]) -> Callable[..., Any]:
+    """Let ``attack`` take a sequence of E values of ``epsilon``, one after another.
+
+    Tensors of its results get a first dimension of E, all else becomes a list. Introduced in
+    *Defenses*.
+    """
+    signature = inspect.signature(attack)
+
+    @wraps(attack)
+    def several(*given: Any, **named: Any) -> Any:
+        arguments = signature.bind(*given, **named).arguments
+        if np.ndim(epsilon := arguments["epsilon"]) != 1:
+            return attack(**arguments)
+        if not len(epsilon):
+            refuse("epsilon", epsilon, "a number or a non-empty sequence of numbers")
+        found = [attack(**arguments | {"epsilon": one}) for one in epsilon]
+        if isinstance(found[0], Tensor):
+            return torch.stack(found)
+        fields = (list(field) for field in zip(*found, strict=True))
+        stacked = (torch.stack(f) if isinstance(f[0], Tensor) else f for f in fields)
+        return type(found[0])(*stacked)
+
+    return several
 
 
 @contextmanager
@@ -61,7 +90,7 @@ def fgsm(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    epsilon: float | Sequence[float] | np.ndarray | Tensor,
+    epsilon: Epsilon,
     *,
     targeted: bool = False,
     batch_size: int | None = None,
@@ -75,7 +104,7 @@ def fgsm(
     """
     y = check_images(x, y)
     radii = _epsilons(epsilon, x)
-    batch_size = _batch_size(batch_size, x)
+    batch_size = check_batch_size(batch_size, x)
     with frozen(model):
         rows = torch.arange(len(x), device=x.device)
         parts = zip(*(t.split(batch_size) for t in (x, y, rows)), strict=True)
@@ -89,7 +118,7 @@ def pgd(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    epsilon: float | Sequence[float] | np.ndarray | Tensor,
+    epsilon: Epsilon,
     *,
     norm: str = "linf",
     steps: int = 40,
@@ -115,14 +144,13 @@ def pgd(
     into the ball. Of several ``restarts`` the first that fools the model counts, else the one with
     the highest loss. With ``until_fooled`` an image leaves the batch as soon as the model is
     fooled; without, every image takes all steps. Random numbers come from ``generator``, or from
-    torch's global one. ``batch_size`` images, counted once per ε, go through the model at a time
-    (default: 256 on a CPU, where small batches stay in the cache, else 1,024).
+    torch's global one. ``batch_size`` images, counted once per ε, go through the model at a time.
     Raises ValueError for arguments out of range. Introduced in *Adversarial examples*.
     """
     y = check_images(x, y)
     check_choice("norm", norm, tuple(BALLS))
     steps, restarts = check_count("steps", steps), check_count("restarts", restarts)
-    batch_size = _batch_size(batch_size, x)
+    batch_size = check_batch_size(batch_size, x)
     momentum = check_number("momentum", momentum)
     if start is not None:
         if start.shape != x.shape:
@@ -326,14 +354,7 @@ def _per_image(values: Tensor, x: Tensor) -> Tensor:
     return values.view(-1, *[1] * (x.dim() - 1))
 
 
-def _batch_size(batch_size: int | None, x: Tensor) -> int:
-    """Return how many images go through the model at a time."""
-    if batch_size is None:
-        return 256 if x.device.type == "cpu" else 1024
-    return check_count("batch_size", batch_size)
-
-
-def _epsilons(epsilon: float | Sequence[float] | np.ndarray | Tensor, x: Tensor) -> Tensor:
+def _epsilons(epsilon: Epsilon, x: Tensor) -> Tensor:
     """Return ε as a tensor of one value per requested ball."""
     values: Any = epsilon if np.ndim(epsilon) == 1 else [epsilon]
     if not len(values):

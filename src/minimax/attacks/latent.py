@@ -35,7 +35,7 @@ def reconstruct_as(
     classifier: nn.Module | None = None,
     c: float = 1.0,
     steps: int = 200,
-    learning_rate: float = 0.02,
+    lr: float = 0.02,
 ) -> Tensor:
     """Return images near ``x`` whose reconstruction looks like ``target`` instead.
 
@@ -53,7 +53,7 @@ def reconstruct_as(
     check_choice("attack", attack, ATTACKS)
     steps = check_count("steps", steps)
     c = check_number("c", c)
-    learning_rate = check_number("learning_rate", learning_rate, at_least=1e-12)
+    lr = check_number("lr", lr, at_least=1e-12)
     wanted = x.shape[:1] if attack == "classifier" else x.shape
     if target.shape != wanted:
         refuse("target", tuple(target.shape), f"of shape {tuple(wanted)} for attack {attack!r}")
@@ -74,7 +74,7 @@ def reconstruct_as(
     with frozen(vae), frozen(classifier or nn.Identity()):
         objective = _objective(vae, target, attack, classifier)
         image = x.detach().clone().requires_grad_()
-        optimiser = torch.optim.Adam([image], lr=learning_rate)
+        optimiser = torch.optim.Adam([image], lr=lr)
         for _ in range(steps):
             loss = objective(image) + c * ((image - x) ** 2).sum()
             (image.grad,) = torch.autograd.grad(loss, image)

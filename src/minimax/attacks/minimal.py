@@ -20,7 +20,7 @@ def lbfgs(
     target: Tensor,
     *,
     search_steps: int = 8,
-    iterations: int = 50,
+    steps: int = 50,
     c: float = 1.0,
 ) -> Tensor:
     """Return images near ``x`` that ``model`` takes for ``target``, by box-constrained L-BFGS.
@@ -29,23 +29,23 @@ def lbfgs(
     The paper writes c·|r|; like later implementations we take the square, which is smooth at 0.
     The largest c that still reaches the target is searched: from ``c`` downwards by factors of
     ten, or upwards by factors of two, then by ``search_steps`` bisections of log c; each trial is
-    at most ``iterations`` rounds of L-BFGS-B. ``x`` is (N, …), ``target`` (N,); an image for which
+    at most ``steps`` rounds of L-BFGS-B. ``x`` is (N, …), ``target`` (N,); an image for which
     no c works comes back unchanged. Raises ValueError for arguments out of range. Introduced in
     *Adversarial examples*.
     """
     target = check_images(x, target, "target")
     search_steps = check_count("search_steps", search_steps, at_least=0)
-    iterations = check_count("iterations", iterations)
+    steps = check_count("steps", steps)
     c = check_number("c", c, at_least=1e-12)
     # SciPy's and torch's threads, taking turns on the same cores, would stall each other
     with frozen(model), threadpool_limits(1, "blas"):
         pairs = zip(x.split(1), target.split(1), strict=True)
-        found = [_lbfgs_one(model, *pair, search_steps, iterations, c) for pair in pairs]
+        found = [_lbfgs_one(model, *pair, search_steps, steps, c) for pair in pairs]
     return torch.cat(found)
 
 
 def _lbfgs_one(
-    model: nn.Module, x: Tensor, target: Tensor, search_steps: int, iterations: int, c: float
+    model: nn.Module, x: Tensor, target: Tensor, search_steps: int, steps: int, c: float
 ) -> Tensor:
     origin = x.detach().double().flatten().cpu().numpy()
     best = x.detach().clone()
@@ -66,7 +66,7 @@ def _lbfgs_one(
             slope = 2 * c * r + gradient.flatten().double().cpu().numpy()
             return c * (r @ r) + loss.item(), slope
 
-        options = {"maxiter": iterations}
+        options = {"maxiter": steps}
         end = minimize(
             objective, origin, jac=True, method="L-BFGS-B", bounds=Bounds(0, 1), options=options
         )
@@ -101,7 +101,7 @@ def carlini_wagner(
     confidence: float = 0.0,
     steps: int = 1000,
     search_steps: int = 9,
-    learning_rate: float = 1e-2,
+    lr: float = 1e-2,
     c: float = 1e-3,
 ) -> Tensor:
     """Return the images nearest to ``x`` in L2 that Carlini and Wagner's attack finds.
@@ -117,7 +117,7 @@ def carlini_wagner(
     y = check_images(x, y)
     steps, search_steps = check_count("steps", steps), check_count("search_steps", search_steps)
     confidence = check_number("confidence", confidence)
-    for name, value in (("learning_rate", learning_rate), ("c", c)):
+    for name, value in (("lr", lr), ("c", c)):
         check_number(name, value, at_least=1e-12)
 
     given, x = x.dtype, x.detach().to(torch.promote_types(x.dtype, torch.float32))
@@ -132,7 +132,7 @@ def carlini_wagner(
         for _ in range(search_steps):
             reached = torch.zeros_like(nearest, dtype=torch.bool)
             delta = torch.zeros_like(x, requires_grad=True)
-            optimiser = torch.optim.Adam([delta], lr=learning_rate)
+            optimiser = torch.optim.Adam([delta], lr=lr)
             previous = torch.inf
             for step in range(steps):
                 image = (torch.tanh(w_clean + delta) + 1) / 2

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from torch import Tensor, nn
 
 from minimax.errors import check_count, check_model, check_number, described, refuse
-from minimax.networks import predict
+from minimax.evaluation import predict_proba
 
 LARGEST = 64_000_000  # bytes of one request
 
@@ -82,7 +82,7 @@ class LabelServer:
     def _try(self) -> None:
         """Refuse a model that fails at one grey image."""
         try:
-            predict(self.model, torch.full((1, *self.shape), 0.5))
+            predict_proba(self.model, torch.full((1, *self.shape), 0.5))
         except (RuntimeError, TypeError, IndexError) as error:
             refuse("shape", self.shape, f"that of images which the model takes ({_line(error)})")
 
@@ -128,7 +128,7 @@ class LabelServer:
                     raise HTTPException(429, text, headers={"Retry-After": f"{wait:.3f}"})
                 self._allowance -= len(images)
             try:
-                labels = predict(self.model, images).argmax(1).tolist()
+                labels = predict_proba(self.model, images).argmax(1).tolist()
             except Exception as error:  # whatever a model raises, the client is told
                 raise HTTPException(500, f"The model failed: {_line(error)}") from error
             self.queries += len(images)

@@ -1,4 +1,7 @@
-"""Data sets behind one call: ``load(name, split=…)``."""
+"""Data sets behind one call: ``load(name, split=…)``.
+
+Floor 2; called by chapters, the long experiments.
+"""
 
 from minimax.data.imagenet import Pretrained, squeezenet, squeezenet_available
 from minimax.data.load import Data, available, load, names

@@ -1,6 +1,9 @@
-"""Figures that fit light and dark pages, carry alt text, and can be explored without a kernel."""
+"""Figures that fit light and dark pages, carry alt text, and can be explored without a kernel.
+
+Floor 2; called by chapters.
+"""
 
 from minimax.figures.draw import flow, image_grid, perturbation, timeline
-from minimax.figures.show import explore, show
+from minimax.figures.page import explore, show
 
 __all__ = ["explore", "flow", "image_grid", "perturbation", "show", "timeline"]

@@ -1,16 +1,22 @@
-"""The training kernel: everything that learns in this book is a player of a game."""
+"""The training kernel: everything that learns in this book is a player of a game.
+
+Floor 2; called by everything that learns.
+"""
 
 from minimax.game.engine import seed_of
 from minimax.game.kernel import History, NonFiniteLoss, play
-from minimax.game.player import Batches, Player, minibatches
+from minimax.game.player import Batches, GameOptions, Options, Player, minibatches, per_player
 from minimax.game.start import reinitialise
 
 __all__ = [
     "Batches",
+    "GameOptions",
     "History",
     "NonFiniteLoss",
+    "Options",
     "Player",
     "minibatches",
+    "per_player",
     "play",
     "reinitialise",
     "seed_of",

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from minimax.errors import Words, refuse
+from minimax.evaluation import evaluating
 from minimax.game.player import Player
-from minimax.networks import evaluating
 
 State = dict[str, Tensor]
 

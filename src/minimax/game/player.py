@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, distributed, nn
@@ -72,6 +72,44 @@ class Player:
         own_name = getattr(self.loss, "__name__", "<lambda>")
         if not self.name and own_name != "<lambda>":
             self.name = own_name.removesuffix("_loss")
+
+
+class Options(TypedDict, total=False):
+    """What a player can be given beside its networks and its loss: see ``Player``.
+
+    Introduced in *The minimax game*.
+    """
+
+    lr: float
+    betas: tuple[float, float] | None
+    optimiser: Callable[..., Optimizer]
+    turns: int
+    schedule: Callable[[float], float] | None
+    clip: float | None
+    average: float | None
+
+
+class GameOptions(Options, total=False):
+    """Options of all players, and those of one alone: the discriminator, the generator, a third.
+
+    Introduced in *The minimax game*.
+    """
+
+    d: Options
+    g: Options
+    third: Options
+
+
+def per_player(options: GameOptions, *players: str) -> list[dict[str, Any]]:
+    """Return the options of each of ``players`` ("d", "g", "third"): the common ones and its own.
+
+    Raises ValueError for options of a player that does not play. Introduced in *The minimax game*.
+    """
+    given: dict[str, Any] = {**options}
+    own: dict[str, Any] = {name: given.pop(name) for name in ("d", "g", "third") if name in given}
+    if absent := own.keys() - set(players):
+        refuse("options", Words(f"given for {min(absent)!r}"), f"for {' or '.join(players)}")
+    return [given | dict(own.get(name, {})) for name in players]
 
 
 def processes() -> int:

@@ -77,7 +77,7 @@ class Side:
 
     def refuse_loss(self, got: object, allowed: str) -> NoReturn:
         """Raise ValueError that names this player's loss."""
-        refuse(f"the loss of player {self.player.name!r}", Words(got), allowed)
+        refuse(f"the loss of player {self.player.name!r}", Words(str(got)), allowed)
 
     def step(self, losses: Tensor) -> None:
         """Move the weights down ``losses``, () or (copies,); then the average.

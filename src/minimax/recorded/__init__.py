@@ -1,6 +1,9 @@
-"""Runs that were recorded with their provenance, so that a quick run can stand beside them.
+"""Runs that were recorded with their origin, so that a quick run can stand beside them.
 
-``python -m minimax.reproduce`` writes the files; nothing here is typed by hand.
+``python -m minimax.reproduce`` writes the files; nothing here is typed by hand. Each chapter has a
+folder: ``chapter.json`` is its run at paper scale, the others are what it reads beside that.
+
+Floor 2; called by chapters, the long experiments.
 """
 
 import html
@@ -10,22 +13,24 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from filelock import FileLock
 from IPython.display import HTML, display
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from minimax.claims import number, table
+from minimax.files import write_whole
 
 FOLDER = Path(__file__).parent
 
 
-def run(name: str) -> dict[str, Any] | None:
-    """Return the recorded run ``name`` with its provenance, or None if there is none yet.
+def run(name: str, folder: Path | None = None) -> dict[str, Any] | None:
+    """Return what is recorded under ``name`` ("dcgan/mnist"), or None if there is nothing yet.
 
     Raises ValueError if the record can't be read. Introduced in *Adversarial examples*.
     """
-    path = FOLDER / f"{name}.json"
+    path = (folder or FOLDER) / f"{name}.json"
     if not path.exists():
         return None
     try:
@@ -44,6 +49,40 @@ def tensors(name: str) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"The recorded tensors {path} are damaged ({error}).") from error
+
+
+def write(name: str, record: Mapping[str, Any], folder: Path | None = None) -> None:
+    """Record ``record`` under ``name``: whole, or not at all. Introduced in *DCGAN*."""
+    _write(
+        f"{name}.json", (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode(), folder
+    )
+
+
+def write_tensors(name: str, kept: Mapping[str, Tensor], folder: Path | None = None) -> None:
+    """Record the tensors ``kept`` under ``name``. Introduced in *DCGAN*."""
+    _write(f"{name}.safetensors", save(dict(kept)), folder)
+
+
+def write_row(name: str, key: str, row: Mapping[str, Any], folder: Path | None = None) -> None:
+    """Add ``row`` to the table recorded under ``name``, or put it in the place of an older one.
+
+    Each row is a line, so that git can merge tables by rows; several processes may write at once.
+    Introduced in *Mode collapse*.
+    """
+    path = (folder or FOLDER) / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        rows = (run(name, folder) or {}) | {key: row}
+        lines = (
+            f"{json.dumps(k)}: {json.dumps(rows[k], ensure_ascii=False)}" for k in sorted(rows)
+        )
+        _write(f"{name}.json", ("{\n" + ",\n".join(lines) + "\n}\n").encode(), folder)
+
+
+def _write(name: str, data: bytes, folder: Path | None) -> None:
+    path = (folder or FOLDER) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, data)
 
 
 def run_time(chapter: str) -> None:
@@ -76,7 +115,7 @@ def compare(
     the paper-scale run of ``chapter``. ``this_run`` says what data this run used. Introduced in
     *Adversarial examples*.
     """
-    record = run(chapter)
+    record = run(f"{chapter}/chapter")
     values = record["measured"] if record else {}
     table(
         [
@@ -118,4 +157,13 @@ def _spread(values: Sequence[float] | None) -> str | None:
     return f"{number(mean(values))} ± {stdev(values):.2g} ({len(values)} seeds)"
 
 
-__all__ = ["compare", "provenance", "run", "run_time", "tensors"]
+__all__ = [
+    "compare",
+    "provenance",
+    "run",
+    "run_time",
+    "tensors",
+    "write",
+    "write_row",
+    "write_tensors",
+]

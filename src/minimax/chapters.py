@@ -1,0 +1,107 @@
+"""Chapters as programs, executed and recorded from a clone: the package does not hold them.
+
+Floor 5; called by reproduce, tests.
+"""
+
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+
+from minimax import recorded
+from minimax.files import write_whole
+from minimax.recorded.origin import ROOT, checkpoint_folder, origin
+
+USED = """import json, resource
+from minimax.recorded.origin import device_used
+print(json.dumps([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, device_used()]))"""
+
+
+def chapters() -> list[str]:
+    """Return the chapters with code, as the table of contents has them; none without a clone."""
+    toc = ROOT / "_toc.yml"
+    return re.findall(r"book/(\w+)\.ipynb", toc.read_text("utf-8")) if toc.exists() else []
+
+
+def execute(chapter: str, environment: Mapping[str, str]) -> tuple[Any, float, float, str]:
+    """Execute ``chapter``; return its notebook, the seconds, the peak GB and the device used."""
+    path = ROOT / "book" / f"{chapter}.ipynb"
+    if not path.exists():
+        raise SystemExit(f"There is no chapter {chapter!r} in {path.parent}; run this in a clone.")
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell(USED))
+    # A cell of a quick run takes seconds: one that takes minutes waits for a kernel that hangs.
+    timeout = None if environment.get("MINIMAX_SCALE") == "paper" else 300
+    where = {"metadata": {"path": path.parent}}
+    client = NotebookClient(notebook, timeout=timeout, resources=where)
+    began = time.perf_counter()
+    client.execute(env={**os.environ, "TQDM_DISABLE": "1", **environment})
+    seconds = time.perf_counter() - began
+    peak, device = json.loads(notebook.cells[-1].outputs[0].text)
+    return notebook, seconds, peak / 2**20, device
+
+
+def record_chapter(chapter: str, seeds: Sequence[int]) -> None:
+    """Record the paper-scale run of ``chapter``; a killed run goes on with the next seed."""
+    source = (ROOT / "book" / f"{chapter}.md").read_text("utf-8")
+    settings = re.findall(r".*at_scale\(.*", source)
+    begun = origin()  # before the runs: the tree may change meanwhile
+    given = {"source": source, "data": os.environ.get("MINIMAX_DATA")}
+    kept = checkpoint_folder(Path(tempfile.gettempdir()), chapter, given)
+    kept.mkdir(parents=True, exist_ok=True)
+    runs = []
+    for seed in seeds:
+        file = kept / f"seed{seed}.json"
+        if not file.exists():
+            print(f"{chapter}, seed {seed} …", file=sys.stderr)
+            environment = {"MINIMAX_SCALE": "paper", "MINIMAX_SEED": str(seed)}
+            notebook, seconds, memory, device = execute(chapter, environment)
+            measured: dict[str, float] = {}
+            for cell in notebook.cells:
+                for output in cell.get("outputs", []):
+                    measured |= output.get("metadata", {}).get("minimax_table", {}).get(
+                        "measured", {}
+                    )  # fmt: skip
+            one = {"measured": measured, "seconds": seconds, "memory_gb": memory,
+                   "device": device}  # fmt: skip
+            write_whole(file, json.dumps(one).encode())
+        runs.append(json.loads(file.read_text("utf-8")))
+    record = begun | {
+        "device": ", ".join(sorted({one["device"] for one in runs})),
+        "seconds": sum(one["seconds"] for one in runs),
+        "memory_gb": max(one["memory_gb"] for one in runs),
+        "seeds": list(seeds),
+        "settings": [line.strip() for line in settings],
+        "measured": {key: [one["measured"][key] for one in runs] for key in runs[0]["measured"]},
+    }
+    recorded.write(f"{chapter}/chapter", record)
+    shutil.rmtree(kept)
+
+
+def record_timings(chapters: Sequence[str]) -> None:
+    """Record what each chapter takes and downloads at quick scale, without data or caches."""
+    timings = recorded.run("timings") or {}
+    for chapter in chapters:
+        with tempfile.TemporaryDirectory() as folder:
+            empty = dict.fromkeys(("MINIMAX_DATA", "MINIMAX_CACHE", "TORCH_HOME"), folder)
+            begun = origin()
+            _, seconds, memory, device = execute(chapter, empty | {"MINIMAX_SCALE": "quick"})
+            fetched = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+        one = {
+            "seconds": round(seconds, 1),
+            "memory_gb": round(memory, 2),
+            "downloads_mb": round(fetched / 1e6, 1),
+        }
+        kind = "cpu" if "CPU core" in device else "gpu"
+        timings.setdefault(chapter, {})[kind] = one | begun | {"device": device}
+        print(f"{chapter}: {seconds:.0f} s, {memory:.2f} GB", file=sys.stderr)
+    recorded.write("timings", timings)

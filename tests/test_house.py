@@ -1,0 +1,149 @@
+"""The house: who imports whom, what arguments are called, and that the map of it is true."""
+
+import ast
+import importlib
+import inspect
+import re
+
+import pytest
+
+from conftest import ROOT
+
+HOUSE = ROOT / "src/minimax"
+MAP = (HOUSE / "README.md").read_text("utf-8")
+TOP = ("chapters", "listing", "reproduce")
+
+
+def floors():
+    """The rooms in the order of the picture, from the ground up, left to right."""
+    lines = re.findall(r"^\d  (.*)$", MAP, flags=re.MULTILINE)
+    return [re.split(r" {3,}", line)[0].split() for line in reversed(lines)]
+
+
+ROOMS = [room for floor in floors() for room in floor]
+
+
+def imports(path):
+    """Names of the package's rooms that the module at ``path`` imports, wherever it does."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "minimax":
+            rest = node.module.split(".")[1:]
+            yield from [rest[0]] if rest else [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            parts = [alias.name.split(".") for alias in node.names]
+            yield from (part[1] for part in parts if part[0] == "minimax" and len(part) > 1)
+
+
+def room_of(path):
+    return path.relative_to(HOUSE).parts[0].removesuffix(".py")
+
+
+def test_every_room_is_in_the_picture_and_says_what_it_is():
+    found = {room_of(path) for path in HOUSE.rglob("*.py")} - {"__init__"}
+    assert found == set(ROOMS) and len(ROOMS) == len(set(ROOMS))
+    described = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", MAP, flags=re.M)[:20]))
+    assert found <= set(described)
+    for path in HOUSE.rglob("*.py"):
+        assert ast.get_docstring(ast.parse(path.read_text("utf-8"))), path
+    for number, floor in enumerate(floors()):
+        for room in floor:
+            path = HOUSE / f"{room}.py" if (HOUSE / f"{room}.py").exists() else HOUSE / room
+            path = path / "__init__.py" if path.is_dir() else path
+            said = ast.get_docstring(ast.parse(path.read_text("utf-8"))).splitlines()[-1]
+            assert said.startswith(f"Floor {number}; called by "), path
+
+
+@pytest.mark.parametrize("path", sorted(HOUSE.rglob("*.py")), ids=lambda p: p.stem)
+def test_imports_go_one_way(path):
+    room = room_of(path)
+    if room == "__init__":
+        return
+    upwards = [other for other in imports(path) if ROOMS.index(other) > ROOMS.index(room)]
+    assert not upwards, f"{room} imports {upwards}, which lie above it"
+
+
+def test_no_chapter_imports_the_command_line():
+    for path in (ROOT / "book").glob("*.md"):
+        for room in TOP:
+            assert not re.search(rf"(from|import) minimax\.{room}\b", path.read_text("utf-8")), path
+
+
+def test_code_in_chapters_fits_the_page():
+    wide = []
+    for path in sorted((ROOT / "book").glob("*.md")):
+        cells = re.findall(r"^```\{code-cell\}.*?^```$", path.read_text("utf-8"), re.M | re.S)
+        lines = [line for cell in cells for line in cell.splitlines()]
+        wide += [f"{path.name}: {line}" for line in lines if len(line) > 76]
+    assert wide == []
+
+
+# --- the vocabulary -----------------------------------------------------------------------------
+
+TOOLS = (
+    "evaluating statistics_held for_each_epsilon frozen gradient_of differentiable check_gradient"
+).split()
+WORDS = "eps alpha iterations learning_rate n_iter rng num_steps stepsize".split()
+
+
+def table():
+    """Default and functions of each name in the table of the map."""
+    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", MAP.partition("## The vocabulary")[2], flags=re.M)
+    cells = {name: [cell.strip() for cell in rest.split("|")] for name, rest in rows}
+    return {name: (parts[-2].strip("`"), parts[-1].split(", ")) for name, parts in cells.items()}
+
+
+def functions():
+    """The public functions whose arguments the table names."""
+    modules = [f"attacks.{path.stem}" for path in (HOUSE / "attacks").glob("[a-z]*.py")]
+    for name in [*modules, "defenses", "likelihood", "coverage", "evaluation"]:
+        module = importlib.import_module(f"minimax.{name}")
+        for function, value in vars(module).items():
+            own = inspect.isfunction(value) and value.__module__ == module.__name__
+            if own and function[0] != "_" and function not in TOOLS:
+                yield value
+
+
+def arguments():
+    """Who takes each argument, and with which defaults."""
+    where, defaults = {}, {}
+    for function in functions():
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind is not parameter.VAR_KEYWORD:
+                where.setdefault(name, []).append(function.__name__)
+                defaults.setdefault(name, set()).add(parameter.default)
+    return where, defaults
+
+
+def test_an_argument_of_several_functions_is_in_the_table_and_named_where_it_is():
+    where, _ = arguments()
+    shared = {name for name, users in where.items() if len(users) > 1}
+    assert shared <= set(table())
+    for name, (_, users) in table().items():
+        assert users == sorted(where[name]), name
+
+
+def test_defaults_are_those_of_the_table():
+    _, defaults = arguments()
+    for name, (said, _) in table().items():
+        own = [repr(value) for value in defaults[name] if value is not inspect.Parameter.empty]
+        if said == "own":
+            assert len(defaults[name]) > 1, name
+        else:
+            assert own == ([] if said == "–" else [said]), name
+
+
+def test_words_that_mean_the_same_are_not_used():
+    where, _ = arguments()
+    allowed = {"certify": {"alpha"}}  # the paper's level of confidence
+    for word in WORDS:
+        assert not [f for f in where.get(word, []) if word not in allowed.get(f, ())], word
+
+
+def test_attacks_that_count_return_their_images_first():
+    for function in functions():
+        result = inspect.signature(function).return_annotation
+        fields = getattr(result, "_fields", ())
+        if function.__module__.startswith("minimax.attacks") and "Tensor" in str(
+            getattr(result, "__annotations__", "")
+        ):
+            assert fields[0] == "images", function
