@@ -20,8 +20,9 @@ from torch.nn.functional import cross_entropy
 
 from minimax.attacks import pgd
 from minimax.data import load
+from minimax.evaluation import accuracy
 from minimax.game import Player, minibatches, play
-from minimax.networks import accuracy, maxout_network
+from minimax.networks import maxout_network
 
 STEPS, STEP_SIZE = 40, 0.01  # with ε = 0.3, the setting of Madry et al. on MNIST
 
