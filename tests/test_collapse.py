@@ -174,7 +174,7 @@ def test_a_recorded_cell_is_not_played_again(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # no checkpoints of other versions
     cell = Cell("ring", "gan")
     record_cells([cell], 2, tmp_path, **SHORT)
-    path = tmp_path / "mode_collapse/ring.json"
+    path = tmp_path / "remedies/ring.json"
     record = recorded_cell(cell, tmp_path)
     assert {"date", "commit", "device", "torch", "seconds"} <= set(record)
     assert record["seeds"] == [0] and record["copies"] == 2
@@ -226,7 +226,7 @@ def test_a_cell_that_fails_costs_only_itself(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(SystemExit, match=rf"^1 of 2 cells failed: {BAD.name} .ValueError: pack is"):
         record_cells([BAD, GOOD], 1, tmp_path, rounds=5)
-    assert list(recorded.run("mode_collapse/ring", tmp_path)) == [GOOD.row]
+    assert list(recorded.run("remedies/ring", tmp_path)) == [GOOD.row]
     assert "ValueError: pack is 500" in capsys.readouterr().err
 
 
@@ -234,7 +234,7 @@ def test_a_game_that_diverges_costs_only_its_cell(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(SystemExit, match=r"2 of 2 cells failed: .*_gan_.*NonFinite.*; .*_ali_"):
         record_cells([GOOD, Cell("ring", "ali")], 1, tmp_path, rounds=30, lr=1e30)
-    assert recorded.run("mode_collapse/ring", tmp_path) is None
+    assert recorded.run("remedies/ring", tmp_path) is None
 
 
 def test_a_cell_that_fails_on_a_cluster_costs_only_itself(tmp_path, monkeypatch):
@@ -245,7 +245,7 @@ def test_a_cell_that_fails_on_a_cluster_costs_only_itself(tmp_path, monkeypatch)
         address = cluster.scheduler_address
         with pytest.raises(SystemExit, match=f"1 of 2 cells failed: {BAD.name}"):
             record_cells([BAD, GOOD], 1, tmp_path, address, rounds=5)
-    assert list(recorded.run("mode_collapse/ring", tmp_path)) == [GOOD.row]
+    assert list(recorded.run("remedies/ring", tmp_path)) == [GOOD.row]
     assert not list(tmp_path.glob("minimax-*/*.json"))
 
 
@@ -254,10 +254,10 @@ def test_a_cluster_plays_all_cells_though_a_worker_is_killed(tmp_path):
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
     with distributed.LocalCluster(**options, local_directory=tmp_path) as cluster:
         process = started(tmp_path, "--rounds", "200", "--cluster", cluster.scheduler_address)
-        wait_for(lambda: recorded.run("mode_collapse/ring", tmp_path), process)
+        wait_for(lambda: recorded.run("remedies/ring", tmp_path), process)
         victim = next(iter(cluster.workers.values()))
         os.kill(victim.pid, signal.SIGKILL)
         assert process.wait(timeout=280) == 0
-    assert set(recorded.run("mode_collapse/ring", tmp_path)) == {
+    assert set(recorded.run("remedies/ring", tmp_path)) == {
         Cell("ring", method).row for method in METHODS
     }

@@ -137,7 +137,7 @@ def test_what_is_recorded_is_listed_with_its_origin_and_what_is_stale(tmp_path, 
     old = collapse.settings(cell) | {"rounds": 7}
     for row, settings in (("now", collapse.settings(cell)), ("old", old)):
         record = began | {"cell": cell._asdict(), "settings": settings, "seeds": [0], "copies": 3}
-        recorded.write_row("mode_collapse/ring", row, record)
+        recorded.write_row("remedies/ring", row, record)
     recorded.write("defenses/robust_mnist", began | {"settings": {"epochs": 25.0}})
     lines = [
         "x = at_scale(quick=1, paper=0)",

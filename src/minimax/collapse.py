@@ -1,4 +1,4 @@
-"""The table of *Mode collapse*: every method on every mixture, several copies of each.
+"""The tables of *Remedies for mode collapse*: every method on every mixture, several copies of each.
 
 ``python -m minimax.reproduce collapse --table grid --method veegan`` plays a cell of it.
 
@@ -208,7 +208,8 @@ def networks(cell: Cell, hidden: int | None = None) -> tuple[nn.Module, nn.Modul
     In the plane at paper scale those of PacGAN's code: G of four layers of 400 with batch
     normalisation, D of three Maxout layers of 200 units and 5 pieces; else two hidden layers, of
     ``hidden`` units if that is given. Stacked digits are made and judged by convolutional networks
-    whose images are flattened at their edges. Introduced in *Mode collapse*.
+    whose images are flattened at their edges. Introduced in *Remedies for mode
+    collapse*.
     """
     method, table = METHODS[cell.method], TABLES[cell.table]
     features, codes, least = table.features, table.codes, table.hidden
@@ -260,7 +261,8 @@ def score(cell: Cell, samples: Tensor, data: Data) -> ModeScores:
     """Return how ``samples`` cover the modes of ``cell``, of which ``data`` is a sample.
 
     The quality of stacked digits is the share of images whose three digits are each read with a
-    probability of at least 0.9. Introduced in *Mode collapse*.
+    probability of at least 0.9. Introduced in *Remedies for mode
+    collapse*.
     """
     if side := TABLES[cell.table].side:
         reader, _ = digit_reader(TABLES[cell.table].digits)
@@ -358,7 +360,8 @@ def play_cell(
 def measured(cell: Cell, copies: int, checkpoint: Path, **changed: Any) -> dict[str, Any]:
     """Return what is recorded of ``cell``; a killed run goes on from what ``checkpoint`` holds.
 
-    Introduced in *Mode collapse*.
+    Introduced in *Remedies for mode
+    collapse*.
     """
     began = time.perf_counter()
     scores, history = play_cell(cell, copies, checkpoint=checkpoint, **changed)
@@ -385,7 +388,7 @@ def measured(cell: Cell, copies: int, checkpoint: Path, **changed: Any) -> dict[
 
 def recorded_cell(cell: Cell, folder: Path | None = None) -> dict[str, Any] | None:
     """Return what is recorded of ``cell``, or None. Introduced in *Remedies for mode collapse*."""
-    return (recorded.run(f"mode_collapse/{cell.table}", folder) or {}).get(cell.row)
+    return (recorded.run(f"remedies/{cell.table}", folder) or {}).get(cell.row)
 
 
 def record_cells(
@@ -395,7 +398,7 @@ def record_cells(
     cluster: str | None = None,
     **changed: Any,
 ) -> None:
-    """Record the ``cells`` of the tables of *Mode collapse* that are not in ``folder`` yet.
+    """Record the ``cells`` of the tables that are not in ``folder`` yet.
 
     Each is written when it is done. ``cluster`` is the address of a Dask scheduler, whose workers
     play them: a cell whose worker dies is played by another. A killed cell goes on from its
@@ -414,7 +417,7 @@ def record_cells(
             continue
         record, kept = result
         print(f"{cell.name}: {record['seconds']:.0f} s", file=sys.stderr)
-        recorded.write_row(f"mode_collapse/{cell.table}", cell.row, record, folder)
+        recorded.write_row(f"remedies/{cell.table}", cell.row, record, folder)
         if kept.exists():
             shutil.rmtree(kept)
     if failed:

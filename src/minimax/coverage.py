@@ -2,7 +2,7 @@
 
 Features are rows (N, d) of a classifier of the book's own; probabilities are its (N, classes).
 
-Floor 3; called by *DCGAN*, *Mode collapse*, collapse.
+Floor 3; called by *DCGAN* and what follows, collapse.
 """
 
 import math
@@ -136,7 +136,8 @@ def stacked_mode_scores(images: Tensor, classify: Callable[[Tensor], Tensor]) ->
 
     Each channel is a digit, which ``classify`` maps from (N, 1, H, W) to classes (N,): Metz et al.
     (2017), section 3.3.1. Uniform draws have about 999 / 2N nats. Raises ValueError for images
-    without three channels, and for answers that are no digits. Introduced in *Mode collapse*.
+    without three channels, and for answers that are no digits.
+    Introduced in *Remedies for mode collapse*.
     """
     if check_tensor("images", images).dim() != 4 or images.shape[1] != 3 or len(images) == 0:
         refuse("images", Words(f"of shape {tuple(images.shape)}"), "of shape (N, 3, H, W), N > 0")
@@ -162,7 +163,7 @@ def reverse_kl(counts: Tensor) -> float:
 
     The literature calls it reverse KL. Even exactly uniform sampling has more than 0: see
     ``reverse_kl_floor``. Raises ValueError if nothing was counted, or something less than never.
-    Introduced in *Mode collapse*.
+    Introduced in *Remedies for mode collapse*.
     """
     if check_tensor("counts", counts).dim() != 1 or len(counts) == 0:
         refuse("counts", described(counts), "a vector, with one count for each mode")

@@ -172,7 +172,7 @@ def unrolled(
     steps of gradient descent of length ``rate`` on this batch, and its gradient runs through them.
     With 0 steps it is ``minimax``. A batch is (real, noise). Looking ahead leaves the running
     statistics of batch normalisations in D alone. Raises ValueError for arguments out of range.
-    Introduced in *Mode collapse*.
+    Introduced in *Remedies for mode collapse*.
     """
     steps, rate = check_count("steps", steps, at_least=0), check_number("rate", rate)
 

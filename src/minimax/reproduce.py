@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--float32", action="store_true", help="no bfloat16")
     goes_to(one)
 
-    one = kind("collapse", "Play the cells of a table of Mode collapse that lack a record.", _cells)
+    one = kind("collapse", "Play the cells of a table of Remedies that lack a record.", _cells)
     one.add_argument("--table", choices=list(collapse.TABLES), required=True)
     one.add_argument("--method", choices=list(collapse.METHODS), help="only this one")
     one.add_argument("--pack", type=int, default=1, help="samples that D sees at once")

@@ -67,7 +67,7 @@ def write_row(name: str, key: str, row: Mapping[str, Any], folder: Path | None =
     """Add ``row`` to the table recorded under ``name``, or put it in the place of an older one.
 
     Each row is a line, so that git can merge tables by rows; several processes may write at once.
-    Introduced in *Mode collapse*.
+    Introduced in *Remedies for mode collapse*.
     """
     path = (folder or FOLDER) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
