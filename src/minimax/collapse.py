@@ -1,4 +1,4 @@
-"""The tables of *Remedies for mode collapse*: every method on every mixture, several copies of each.
+"""The tables of *Remedies for mode collapse*: each method on each mixture, in several copies.
 
 ``python -m minimax.reproduce collapse --table grid --method veegan`` plays a cell of it.
 
