@@ -300,6 +300,8 @@ def test_provenance_names_seed_and_copies_and_older_records_their_seeds():
     assert recorded.provenance(new) == f"{said}, seed 0, 10 copies, 9 s in all."
     one = record | {"seeds": [0], "copies": 1}
     assert recorded.provenance(one) == f"{said}, seed 0, 1 copy, 9 s in all."
+    noted = record | {"note": "when two pages were one"}
+    assert recorded.provenance(noted) == f"{said}, 9 s in all, when two pages were one."
 
 
 def test_recorded_tensors_that_are_cut_off_are_named(tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 ``python -m minimax.reproduce collapse --table grid --method veegan`` plays a cell of it.
 
-Floor 4; called by chapters, reproduce.
+Floor 4; called by chapters, listing, reproduce.
 """
 
 import math
@@ -407,6 +407,8 @@ def record_cells(
     Introduced in *Remedies for mode collapse*.
     """
     missing = [cell for cell in cells if recorded_cell(cell, folder) is None]
+    for cell in set(cells) - set(missing):
+        print(f"{cell.name}: recorded already", file=sys.stderr)
     task = partial(_played, copies=copies, base=Path(tempfile.gettempdir()), changed=changed)
     results = _one_by_one(task, missing) if cluster is None else _on_cluster(cluster, task, missing)
     failed = []

@@ -1,6 +1,6 @@
 """DCGANs: how the chapter *DCGAN* trains them, and the recorded generators.
 
-Floor 4; called by chapters, reproduce.
+Floor 4; called by chapters, listing, reproduce.
 """
 
 import os

@@ -1,6 +1,6 @@
 """One clear sentence for bad input: it names the argument, its value and what is allowed.
 
-Floor 0; called by every room.
+Floor 0; called by most rooms.
 """
 
 import math

@@ -1,6 +1,6 @@
 """The adversarially trained network of *Defenses*, which a paper-scale run takes as recorded.
 
-Floor 4; called by chapters, reproduce.
+Floor 4; called by listing, reproduce.
 """
 
 import time

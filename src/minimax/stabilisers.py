@@ -2,7 +2,7 @@
 
 The layers go into a discriminator or a generator, the players into ``play``.
 
-Floor 3; called by *Mode collapse*, *Applications*.
+Floor 3; called by gans, *Mode collapse*.
 """
 
 from dataclasses import replace

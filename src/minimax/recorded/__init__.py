@@ -3,7 +3,7 @@
 ``python -m minimax.reproduce`` writes the files; nothing here is typed by hand. Each chapter has a
 folder: ``chapter.json`` is its run at paper scale, the others are what it reads beside that.
 
-Floor 2; called by chapters, the long experiments.
+Floor 2; called by chapters, attacks, the long experiments.
 """
 
 import html
@@ -143,9 +143,10 @@ def provenance(record: Mapping[str, Any]) -> str:
     games = f", seeds {seeds}" if seeds else ""
     if copies := record.get("copies"):
         games = f", seed {seeds}, {copies} cop{'y' if copies == 1 else 'ies'}"
+    note = f", {record['note']}" if "note" in record else ""
     return (
         f"Recorded {record['date']} at commit {record['commit']} on {record['device']}{games}"
-        f", {record['seconds']:.0f} s in all."
+        f", {record['seconds']:.0f} s in all{note}."
     )
 
 
