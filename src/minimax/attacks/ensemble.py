@@ -137,7 +137,7 @@ def _ascend(
     y: Tensor,
     target: Tensor,
 ) -> Tensor:
-    ball, radius = BALLS["linf"], torch.tensor(epsilon).to(x)
+    ball, radius = BALLS["linf"], torch.tensor(epsilon, dtype=x.dtype, device=x.device)
 
     def look(point: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         point = point.detach().requires_grad_()
