@@ -115,7 +115,7 @@ def test_apgd_is_the_papers_algorithm_written_out(seed, monkeypatch):
 
     class Sure(nn.Module):
         def forward(self, x):
-            return 0.3 * body(x) + torch.tensor([10.0, 0.0, 0.0])  # never wrong, yet not sure
+            return 0.6 * body(x) + torch.tensor([14.0, 0.0, 0.0])  # never wrong, yet not sure
 
     x, y = torch.rand(1, 12).double(), torch.tensor([0])
     monkeypatch.setattr(ensemble.BALLS["linf"], "sample", staticmethod(lambda x, r, g: x))
