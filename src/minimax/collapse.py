@@ -24,7 +24,7 @@ from minimax import gans, recorded
 from minimax.coverage import ModeScores, embedded_mode_scores, mode_scores, stacked_mode_scores
 from minimax.data import Data, load
 from minimax.errors import check_choice, check_count, refuse
-from minimax.evaluation import accuracy, predict_proba
+from minimax.evaluation import accuracy, evaluate, predict_proba
 from minimax.game import History, Player, minibatches, play
 from minimax.networks import (
     LEAKY_RELU,
@@ -208,8 +208,7 @@ def networks(cell: Cell, hidden: int | None = None) -> tuple[nn.Module, nn.Modul
     In the plane at paper scale those of PacGAN's code: G of four layers of 400 with batch
     normalisation, D of three Maxout layers of 200 units and 5 pieces; else two hidden layers, of
     ``hidden`` units if that is given. Stacked digits are made and judged by convolutional networks
-    whose images are flattened at their edges. Introduced in *Remedies for mode
-    collapse*.
+    whose images are flattened at their edges. Introduced in *Remedies for mode collapse*.
     """
     method, table = METHODS[cell.method], TABLES[cell.table]
     features, codes, least = table.features, table.codes, table.hidden
@@ -261,8 +260,7 @@ def score(cell: Cell, samples: Tensor, data: Data) -> ModeScores:
     """Return how ``samples`` cover the modes of ``cell``, of which ``data`` is a sample.
 
     The quality of stacked digits is the share of images whose three digits are each read with a
-    probability of at least 0.9. Introduced in *Remedies for mode
-    collapse*.
+    probability of at least 0.9. Introduced in *Remedies for mode collapse*.
     """
     if side := TABLES[cell.table].side:
         reader, _ = digit_reader(TABLES[cell.table].digits)
@@ -270,10 +268,8 @@ def score(cell: Cell, samples: Tensor, data: Data) -> ModeScores:
         modes, divergence = stacked_mode_scores(
             images, lambda x: predict_proba(reader, x).argmax(1)
         )
-        sure = (
-            predict_proba(reader, images.reshape(-1, 1, side, side)).amax(1).view(-1, 3).amin(1)
-            >= 0.9
-        )
+        surest = predict_proba(reader, images.reshape(-1, 1, side, side)).amax(1)
+        sure = surest.view(-1, 3).amin(1) >= 0.9
         return ModeScores(modes, sure.float().mean().item(), divergence)
     centres, sd = data.extras["centres"], data.extras["sd"][0]
     active = int((sd > 0).sum())
@@ -346,7 +342,7 @@ def play_cell(
     z = torch.randn(table.samples, table.codes, generator=generator)
 
     def scores() -> Tensor:
-        return torch.tensor(score(cell, torch.cat([G(part) for part in z.split(2_500)]), data))
+        return torch.tensor(score(cell, evaluate(G, z, 2_500), data))
 
     batches = minibatches(data.x.flatten(1), size=budget.size, noise=table.codes)
     history = play(
@@ -360,8 +356,7 @@ def play_cell(
 def measured(cell: Cell, copies: int, checkpoint: Path, **changed: Any) -> dict[str, Any]:
     """Return what is recorded of ``cell``; a killed run goes on from what ``checkpoint`` holds.
 
-    Introduced in *Remedies for mode
-    collapse*.
+    Introduced in *Remedies for mode collapse*.
     """
     began = time.perf_counter()
     scores, history = play_cell(cell, copies, checkpoint=checkpoint, **changed)
@@ -432,8 +427,8 @@ def _played(
     """Return the record of ``cell`` and the folder with its checkpoints."""
     begun = origin()
     folder = os.environ.get("MINIMAX_DATA")
-    settings = {"cell": cell, "copies": copies, "changed": changed, "folder": folder}
-    kept = checkpoint_folder(base, cell.name, settings)
+    given = {"cell": cell, "copies": copies, "changed": changed, "folder": folder}
+    kept = checkpoint_folder(base, cell.name, given)
     record = begun | measured(cell, copies, kept, **changed)
     return record | {"device": device_used()}, kept
 

@@ -136,8 +136,8 @@ def stacked_mode_scores(images: Tensor, classify: Callable[[Tensor], Tensor]) ->
 
     Each channel is a digit, which ``classify`` maps from (N, 1, H, W) to classes (N,): Metz et al.
     (2017), section 3.3.1. Uniform draws have about 999 / 2N nats. Raises ValueError for images
-    without three channels, and for answers that are no digits.
-    Introduced in *Remedies for mode collapse*.
+    without three channels, and for answers that are no digits. Introduced in *Remedies for mode
+    collapse*.
     """
     if check_tensor("images", images).dim() != 4 or images.shape[1] != 3 or len(images) == 0:
         refuse("images", Words(f"of shape {tuple(images.shape)}"), "of shape (N, 3, H, W), N > 0")

@@ -22,6 +22,7 @@ from minimax.gans import non_saturating
 from minimax.networks import DCGANDiscriminator, DCGANGenerator
 from minimax.recorded.origin import checkpoint_folder, device_used, origin
 
+STEPS: dict[str, Any] = {"lr": 2e-4, "betas": (0.5, 0.999), "average": 0.999}
 DCGANS: dict[str, dict[str, Any]] = {
     "digits": {"size": 16, "features": 32, "rounds": 4_000},
     "faces": {"size": 32, "features": 32, "rounds": 12_000},
@@ -75,7 +76,7 @@ def train_dcgan(
     if processes() > 1:
         parallel.share_statistics(G)
         parallel.share_statistics(D)
-    players = non_saturating(D, G, lr=2e-4, betas=(0.5, 0.999), average=0.999)
+    players = non_saturating(D, G, **STEPS)
     draw = minibatches(images, size=batch, noise=codes)
     history = play(
         players, draw, rounds=rounds, seed=seed, bf16=bf16, channels_last=True,
@@ -106,7 +107,12 @@ def record_dcgan(data: str, folder: Path = recorded.FOLDER, **changed: Any) -> N
         "seconds": time.perf_counter() - began,
         "seeds": [0],
         "processes": processes(),
-        "settings": {"lr": 2e-4, "beta1": 0.5, "average": 0.999} | settings,
+        "settings": {
+            "lr": STEPS["lr"],
+            "beta1": STEPS["betas"][0],
+            "average": STEPS["average"],
+            **settings,
+        },
         "losses": {name: loss[-100:].tolist() for name, loss in history.losses.items()},
     }
     recorded.write(f"dcgan/{data}", record, folder)

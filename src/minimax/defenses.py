@@ -18,7 +18,7 @@ from minimax.errors import (
     Words,
     all_copies,
     check_batch_size,
-    check_classes,
+    check_classes_of_loss,
     check_count,
     check_labels,
     check_model,
@@ -46,8 +46,8 @@ def _answers(network: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
     if logits.dim() != 2 or logits.shape[1] < 2:
         got = Words(f"giving shape {tuple(logits.shape)}")
         refuse("network", got, f"giving ({len(x)}, classes), of two classes or more")
-    if y is not None and y.device.type == "cpu":
-        check_classes("y", y, logits.shape[1])
+    if y is not None:
+        check_classes_of_loss(y, logits.shape[1])
     return logits
 
 

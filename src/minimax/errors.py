@@ -158,6 +158,12 @@ def check_classes(argument: str, y: Tensor, classes: int) -> None:
         refuse(argument, span, f"from 0 to {classes - 1}, the classes that the model knows")
 
 
+def check_classes_of_loss(y: Tensor, classes: int) -> None:
+    """Do as ``check_classes``, in a player's loss: on a GPU nothing may wait there."""
+    if y.device.type == "cpu":
+        check_classes("y", y, classes)
+
+
 def logits_of(
     model: nn.Module,
     x: Tensor,

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from minimax.errors import (
     Words,
-    check_classes,
+    check_classes_of_loss,
     check_count,
     check_labels,
     check_made,
@@ -141,11 +141,11 @@ def wasserstein(
 ) -> list[Player]:
     """Return the players of the Wasserstein game with gradient penalty (WGAN-GP).
 
-    Gulrajani et al. (2017), equation 3: D is a critic that moves five times a round, unless ``d``
-    says otherwise, and pays ``penalty`` for slopes other than 1 between data and samples. A batch
-    is (real, noise), as many of one as of the other. Raises ValueError for arguments out of range,
-    a D that does not judge each sample by itself, and samples of another shape than the data's.
-    Introduced in *Remedies for mode collapse*.
+    Gulrajani et al. (2017), equation 3: D is a critic that moves five times a round, unless
+    ``turns`` are given, and pays ``penalty`` for slopes other than 1 between data and samples. A
+    batch is (real, noise), as many of one as of the other. Raises ValueError for arguments out of
+    range, a D that does not judge each sample by itself, and samples of another shape than the
+    data's. Introduced in *Remedies for mode collapse*.
     """
     penalty = check_number("penalty", penalty)
     check_judge(D)
@@ -429,11 +429,10 @@ def simgan(
     """Return the players of simulated and unsupervised learning: R refines synthetic images.
 
     Shrivastava et al. (2017), equations 2 and 4: R fools D, which judges patch by patch, and pays
-    ``weight`` times the mean absolute change; it moves twice a round, if ``g``, which are
-    its options, says nothing else. With a ``memory`` half of
-    what D is shown as refined comes from earlier rounds. A batch is (synthetic, real). Raises
-    ValueError for a negative weight, and where R gives images of another shape. Introduced in
-    *Applications*.
+    ``weight`` times the mean absolute change; it moves twice a round, unless ``turns`` are given.
+    Its own options are ``g``. With a ``memory`` half of what D is shown as refined comes from
+    earlier rounds. A batch is (synthetic, real). Raises ValueError for a negative weight, and where
+    R gives images of another shape. Introduced in *Applications*.
     """
     weight = check_number("weight", weight)
 
@@ -467,8 +466,7 @@ def semi_supervised(
         made = check_made("G", G(noise), len(noise), unlabelled).detach()
         real, fake = (head(body(images)).logsumexp(1) for images in (unlabelled, made))
         logits, y = head(body(x)), check_labels("y", y, len(x))
-        if y.device.type == "cpu":
-            check_classes("y", y, logits.shape[1])
+        check_classes_of_loss(y, logits.shape[1])
         labelled = nn.functional.cross_entropy(logits, y)
         return labelled + softplus(-real).mean() + softplus(fake).mean()
 

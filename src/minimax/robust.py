@@ -19,7 +19,7 @@ from minimax.networks import strided_network
 from minimax.recorded.origin import origin
 
 RECORD = "defenses/robust_mnist"
-SETTINGS = {"epochs": 25.0, "epsilon": 0.3, "steps": 10, "lr": 2e-3, "batch": 100}
+SETTINGS: dict[str, Any] = {"epochs": 25.0, "epsilon": 0.3, "steps": 10, "lr": 2e-3, "batch": 100}
 
 
 def train_robust_mnist(network: nn.Module, epochs: float = 25.0) -> None:
@@ -29,13 +29,13 @@ def train_robust_mnist(network: nn.Module, epochs: float = 25.0) -> None:
     Introduced in *Defenses*.
     """
     train = load("mnist")
-    batches = minibatches(train.x, train.y, size=100)
+    batches = minibatches(train.x, train.y, size=SETTINGS["batch"])
     options: dict[str, Any] = {"random_start": True}
     for epsilon in (0.1, 0.2):
         play([adversarial_training(network, epsilon, steps=5, **options)], batches, rounds=600)
-    player = adversarial_training(
-        network, 0.3, steps=10, lr=2e-3, schedule=lambda progress: 1 - progress, **options
-    )
+    options |= {"steps": SETTINGS["steps"], "lr": SETTINGS["lr"]}
+    options["schedule"] = lambda progress: 1 - progress
+    player = adversarial_training(network, SETTINGS["epsilon"], **options)
     play([player], batches, rounds=round(600 * epochs))
 
 

@@ -96,12 +96,8 @@ def train_substitute(
         rounds = epochs * math.ceil(len(images) / 128)
         player = Player(network, lambda x, y: cross_entropy(network(x), y), lr=lr)
         batches = minibatches(images, labels, size=min(128, len(images)))
-        play(
-            [player],
-            batches,
-            rounds=rounds,
-            seed=int(torch.randint(2**31, (), generator=generator)),
-        )
+        seed = int(torch.randint(2**31, (), generator=generator))
+        play([player], batches, rounds=rounds, seed=seed)
         queries.append(len(images))
         if watch is not None:
             watched.append(watch())

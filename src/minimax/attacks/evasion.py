@@ -204,9 +204,8 @@ def evade(
     the ball of radius ``epsilon`` and onto the box [0, 1]. g maps (N, d) to (N,), negative being
     benign; ``x`` is (N, d), ``benign`` (n, d). λ is ``density``, h ``bandwidth``; ``norm`` "l1" or
     "l2"; ε is in pixels of [0, 1] under that norm. For a sequence of E values of ε the result is
-    (E, N, d).
-    Raises ValueError for arguments out of range, and for a g that gives another shape, or NaN, or
-    has no gradient. Introduced in *Adversarial examples*.
+    (E, N, d). Raises ValueError for arguments out of range, and for a g that gives another shape,
+    or NaN, or has no gradient. Introduced in *Adversarial examples*.
     """
     check_choice("norm", norm, ("l1", "l2"))
     steps = check_count("steps", steps)

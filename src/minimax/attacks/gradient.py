@@ -45,9 +45,7 @@ def for_each_epsilon(attack: Callable[..., Any]) -> Callable[..., Any]:
         arguments = signature.bind(*given, **named).arguments
         if np.ndim(epsilon := arguments["epsilon"]) != 1:
             return attack(**arguments)
-        if not len(epsilon):
-            refuse("epsilon", epsilon, "a number or a non-empty sequence of numbers")
-        found = [attack(**arguments | {"epsilon": one}) for one in epsilon]
+        found = [attack(**arguments | {"epsilon": one}) for one in _not_empty(epsilon)]
         if isinstance(found[0], Tensor):
             return torch.stack(found)
         fields = (list(field) for field in zip(*found, strict=True))
@@ -356,7 +354,11 @@ def _per_image(values: Tensor, x: Tensor) -> Tensor:
 
 def _epsilons(epsilon: Epsilon, x: Tensor) -> Tensor:
     """Return ε as a tensor of one value per requested ball."""
-    values: Any = epsilon if np.ndim(epsilon) == 1 else [epsilon]
-    if not len(values):
-        refuse("epsilon", epsilon, "a number or a non-empty sequence of numbers")
+    values = _not_empty(epsilon if np.ndim(epsilon) == 1 else [epsilon])
     return torch.tensor([check_number("epsilon", v) for v in values], dtype=x.dtype).to(x.device)
+
+
+def _not_empty(epsilon: Any) -> Any:
+    if not len(epsilon):
+        refuse("epsilon", epsilon, "a number or a non-empty sequence of numbers")
+    return epsilon
