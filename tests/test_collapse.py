@@ -12,7 +12,7 @@ import torch
 from torch.nn.utils import parameters_to_vector
 
 from conftest import ROOT
-from minimax import recorded
+from minimax import recorded, reproduce
 from minimax.collapse import (
     METHODS,
     TABLES,
@@ -184,7 +184,16 @@ def test_a_recorded_cell_is_not_played_again(tmp_path, monkeypatch):
     assert record["real"]["modes"] == 8 and len(record["curve"]["modes"]) == 21
     before = path.stat().st_mtime_ns
     record_cells([cell], 2, tmp_path, **SHORT)
+    with pytest.raises(
+        SystemExit, match=r"\(recorded with other settings: copies 2, now 3, rounds"
+    ):
+        record_cells([cell], 3, tmp_path, **SHORT | {"rounds": 30})
     assert path.stat().st_mtime_ns == before
+
+
+def test_a_trial_does_not_become_the_record():
+    with pytest.raises(SystemExit, match="--rounds makes a trial"):
+        reproduce.main(["collapse", "--table", "ring", "--rounds", "9", "--dirty"])
 
 
 def started(folder, *arguments):

@@ -1,5 +1,6 @@
 """The command line for long runs: what a record says of its origin, and what is taken up again."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -8,12 +9,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from conftest import ROOT
-from minimax import chapters, collapse, dcgan, recorded, reproduce
+from minimax import chapters, collapse, dcgan, recorded, reproduce, robust
 from minimax.collapse import Cell
 from minimax.game.engine import bf16_pays
 from minimax.listing import listing
@@ -58,6 +60,7 @@ def test_the_commit_is_named_and_what_it_lacks_is_dirt(repository):
 def test_records_of_earlier_runs_are_no_dirt(repository):
     root, _ = repository
     (root / "src/minimax/recorded/dcgan/mnist.json").write_text('{"newer": 1}', "utf-8")
+    (root / "src/minimax/recorded/dcgan/mnist.safetensors").write_text("weights", "utf-8")
     (root / "src/minimax/recorded/dcgan/another.json").write_text("{}", "utf-8")
     assert changes() == [] and "dirty" not in commit()
 
@@ -126,8 +129,12 @@ def test_an_installed_package_has_a_command_line_too(monkeypatch, capsys, tmp_pa
     assert chapters.chapters() == []
     with pytest.raises(SystemExit, match="0"):
         reproduce.main(["dcgan", "--help"])
-    with pytest.raises(SystemExit, match=r"There is no chapter 'defenses' .* run this in a clone"):
-        reproduce.main(["timings", "defenses", "--dirty"])
+    monkeypatch.setattr(reproduce, "changes", list)
+    for command in ("timings", "chapter"):
+        with pytest.raises(SystemExit, match=r"no chapter 'defenses' .* run this in a clone"):
+            reproduce.main([command, "defenses"])
+    with pytest.raises(SystemExit, match=r"There are no chapters in .* run this in a clone"):
+        reproduce.main(["timings"])
 
 
 def test_what_is_recorded_is_listed_with_its_origin_and_what_is_stale(tmp_path, monkeypatch):
@@ -135,24 +142,51 @@ def test_what_is_recorded_is_listed_with_its_origin_and_what_is_stale(tmp_path, 
     began = origin.origin() | {"seconds": 1.0}
     cell = Cell("ring", "gan")
     old = collapse.settings(cell) | {"rounds": 7}
+    odd = Cell("ring", "began")._asdict()
+    record = began | {"cell": odd, "settings": {}, "seeds": [0]}
+    recorded.write_row("remedies/ring", "zero", record)
     for row, settings in (("now", collapse.settings(cell)), ("old", old)):
         record = began | {"cell": cell._asdict(), "settings": settings, "seeds": [0], "copies": 3}
         recorded.write_row("remedies/ring", row, record)
-    recorded.write("defenses/robust_mnist", began | {"settings": {"epochs": 25.0}})
-    lines = [
-        "x = at_scale(quick=1, paper=0)",
-        "few_of_another_name = slice(0, at_scale(quick=200, paper=500))",
-    ]
-    recorded.write("defenses/chapter", began | {"settings": lines, "seeds": [0, 1]})
-    recorded.write("dcgan/mnist", began | {"settings": dcgan.DCGANS["mnist"] | {"features": 1}})
+    recorded.write("defenses/robust_mnist", began | {"settings": robust.SETTINGS | {"old": 1}})
+    now = chapters.paper_settings("defenses")
+    recorded.write("defenses/chapter", began | {"settings": [*now[1:], "0"], "seeds": [0, 1]})
+    recorded.write("dcgan/chapter", began | {"settings": chapters.paper_settings("dcgan")})
+    recorded.write("defences/chapter", began | {"settings": []})
+    used = {name: dcgan.settings(name) | {"bf16": True} for name in ("mnist", "faces")}
+    recorded.write("dcgan/mnist", began | {"settings": used["mnist"] | {"features": 1}})
+    recorded.write("dcgan/faces", began | {"settings": used["faces"]})
+    recorded.write("dcgan/cats", began | {"settings": {}})
+    recorded.write("adversarial_examples/squeezenet", began)
     shown = dict(line.split(maxsplit=1) for line in listing() if "ring" not in line)
-    assert set(shown) == {"defenses/robust_mnist", "defenses/chapter", "dcgan/mnist"}
     assert began["commit"] in shown["dcgan/mnist"] and began["date"] in shown["dcgan/mnist"]
-    assert shown["dcgan/mnist"].endswith("STALE: features 1")
-    assert shown["defenses/chapter"].endswith("seeds 0 1  STALE: at_scale(quick=1,paper=0)")
-    assert "STALE" not in shown["defenses/robust_mnist"]
-    now, before = (line for line in listing() if "ring" in line)
-    assert now.endswith("seeds 0 × 3 copies") and before.endswith("STALE: rounds 7")
+    assert {name: line.partition("  STALE: ")[2] for name, line in shown.items()} == {
+        "adversarial_examples/squeezenet": "",
+        "dcgan/cats": f"data is 'cats'; it has to be one of {str(list(dcgan.DCGANS))[1:-1]}.",
+        "dcgan/chapter": "",
+        "dcgan/faces": "",
+        "dcgan/mnist": "features 1, now 48",
+        "defences/chapter": "the chapter is gone",
+        "defenses/chapter": f"paper=0 is gone; paper={now[0]} is new",
+        "defenses/robust_mnist": "old 1, now –",
+    }
+    now, before, odd = (line for line in listing() if "ring" in line)
+    assert now.endswith("seeds 0 × 3 copies") and before.endswith("STALE: rounds 7, now 2000")
+    assert "STALE: method is 'began'" in odd
+
+
+def test_the_settings_of_a_chapter_are_whole_calls(tmp_path, monkeypatch):
+    """Also those that go over several lines, the second of a line, and equal ones."""
+    monkeypatch.setattr(chapters, "ROOT", tmp_path)
+    (tmp_path / "book").mkdir()
+    cells = [
+        "%pip install x\nf(at_scale(quick=1, paper=2), at_scale(\nquick=3,paper={'a': [4,\n 5]}))",
+        "at_scale(quick=0, paper=2)",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    notebook.cells.append(nbformat.v4.new_markdown_cell("at_scale(quick=1, paper=7)"))
+    nbformat.write(notebook, tmp_path / "book/one.ipynb")
+    assert sorted(chapters.paper_settings("one")) == ["2", "2", "{'a': [4, 5]}"]
 
 
 def test_rows_of_a_table_are_merged_and_each_is_a_line(tmp_path):
@@ -248,6 +282,32 @@ def test_the_record_is_written_before_its_checkpoints_are_removed(tmp_path, monk
     monkeypatch.setattr(shutil, "rmtree", removed)
     collapse.record_cells([cell], 1, tmp_path, rounds=2, size=8, hidden=4)
     assert there == [True] and not list(tmp_path.glob("minimax-*"))
+
+
+def test_a_killed_robust_network_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    """It is killed in the second of its three trainings; the first is not played again."""
+    x, played, play = torch.rand(40, 1, 28, 28), [], robust.play
+    data = type("Data", (), {"x": x, "y": (x.flatten(1).sum(1) > 392).long()})
+    monkeypatch.setattr(robust, "load", lambda name, split="train": data)
+    monkeypatch.setattr(recorded, "FOLDER", tmp_path)
+
+    def short(players, batches, rounds, checkpoint):
+        if len(played) == 1:
+            played.append("killed")
+            raise KeyboardInterrupt
+        play(players, batches, rounds=min(rounds, 2), checkpoint=checkpoint)
+        played.append(checkpoint.name)
+
+    monkeypatch.setattr(robust, "play", short)
+    weights = []
+    for folder in ("whole", "whole", "other"):
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / folder))
+        with contextlib.suppress(KeyboardInterrupt):
+            robust.record_robust_mnist(images=4)
+            weights.append(recorded.tensors(robust.RECORD))
+    assert played == ["0.1", "killed", *["0.1", "0.2", "0.3"] * 2]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not list(tmp_path.glob("*/minimax-*"))
 
 
 def test_a_chapter_is_recorded_seed_by_seed_and_with_its_device(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 Floor 5; called by reproduce, tests.
 """
 
+import ast
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 
 from minimax import recorded
@@ -32,16 +34,32 @@ def chapters() -> list[str]:
     return re.findall(r"book/(\w+)\.ipynb", toc.read_text("utf-8")) if toc.exists() else []
 
 
-def execute(chapter: str, environment: Mapping[str, str]) -> tuple[Any, float, float, str]:
-    """Execute ``chapter``; return its notebook, the seconds, the peak GB and the device used."""
+def _notebook(chapter: str) -> Any:
     path = ROOT / "book" / f"{chapter}.ipynb"
     if not path.exists():
         raise SystemExit(f"There is no chapter {chapter!r} in {path.parent}; run this in a clone.")
-    notebook = nbformat.read(path, as_version=4)
+    return nbformat.read(path, as_version=4)
+
+
+def paper_settings(chapter: str) -> list[str]:
+    """Return what each ``at_scale`` of ``chapter`` gives at paper scale, as code."""
+    python = TransformerManager().transform_cell  # without the magic of the install cell
+    cells = [python(cell.source) for cell in _notebook(chapter).cells if cell.cell_type == "code"]
+    nodes = [node for cell in cells for node in ast.walk(ast.parse(cell))]
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
+    scaled = [call for call in calls if ast.unparse(call.func) == "at_scale"]
+    return [
+        ast.unparse(key.value) for call in scaled for key in call.keywords if key.arg == "paper"
+    ]
+
+
+def execute(chapter: str, environment: Mapping[str, str]) -> tuple[Any, float, float, str]:
+    """Execute ``chapter``; return its notebook, the seconds, the peak GB and the device used."""
+    notebook = _notebook(chapter)
     notebook.cells.append(nbformat.v4.new_code_cell(USED))
     # A cell of a quick run takes seconds: one that takes minutes waits for a kernel that hangs.
     timeout = None if environment.get("MINIMAX_SCALE") == "paper" else 300
-    where = {"metadata": {"path": path.parent}}
+    where = {"metadata": {"path": ROOT / "book"}}
     client = NotebookClient(notebook, timeout=timeout, resources=where)
     began = time.perf_counter()
     client.execute(env={**os.environ, "TQDM_DISABLE": "1", **environment})
@@ -52,8 +70,8 @@ def execute(chapter: str, environment: Mapping[str, str]) -> tuple[Any, float, f
 
 def record_chapter(chapter: str, seeds: Sequence[int]) -> None:
     """Record the paper-scale run of ``chapter``; a killed run goes on with the next seed."""
-    source = (ROOT / "book" / f"{chapter}.md").read_text("utf-8")
-    settings = re.findall(r".*at_scale\(.*", source)
+    settings = paper_settings(chapter)
+    source = [cell.source for cell in _notebook(chapter).cells]
     begun = origin()  # before the runs: the tree may change meanwhile
     given = {"source": source, "data": os.environ.get("MINIMAX_DATA")}
     kept = checkpoint_folder(Path(tempfile.gettempdir()), chapter, given)
@@ -80,7 +98,7 @@ def record_chapter(chapter: str, seeds: Sequence[int]) -> None:
         "seconds": sum(one["seconds"] for one in runs),
         "memory_gb": max(one["memory_gb"] for one in runs),
         "seeds": list(seeds),
-        "settings": [line.strip() for line in settings],
+        "settings": settings,
         "measured": {key: [one["measured"][key] for one in runs] for key in runs[0]["measured"]},
     }
     recorded.write(f"{chapter}/chapter", record)
@@ -89,7 +107,8 @@ def record_chapter(chapter: str, seeds: Sequence[int]) -> None:
 
 def record_timings(chapters: Sequence[str]) -> None:
     """Record what each chapter takes and downloads at quick scale, without data or caches."""
-    timings = recorded.run("timings") or {}
+    if not chapters:
+        raise SystemExit(f"There are no chapters in {ROOT / 'book'}; run this in a clone.")
     for chapter in chapters:
         with tempfile.TemporaryDirectory() as folder:
             empty = dict.fromkeys(("MINIMAX_DATA", "MINIMAX_CACHE", "TORCH_HOME"), folder)
@@ -102,6 +121,6 @@ def record_timings(chapters: Sequence[str]) -> None:
             "downloads_mb": round(fetched / 1e6, 1),
         }
         kind = "cpu" if "CPU core" in device else "gpu"
-        timings.setdefault(chapter, {})[kind] = one | begun | {"device": device}
+        others = (recorded.run("timings") or {}).get(chapter, {})
+        recorded.write_row("timings", chapter, others | {kind: one | begun | {"device": device}})
         print(f"{chapter}: {seconds:.0f} s, {memory:.2f} GB", file=sys.stderr)
-    recorded.write("timings", timings)

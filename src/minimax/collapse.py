@@ -395,18 +395,27 @@ def record_cells(
 ) -> None:
     """Record the ``cells`` of the tables that are not in ``folder`` yet.
 
-    Each is written when it is done. ``cluster`` is the address of a Dask scheduler, whose workers
+    One that is there with other settings or copies stays, and counts as failed. Each is written
+    when it is done. ``cluster`` is the address of a Dask scheduler, whose workers
     play them: a cell whose worker dies is played by another. A killed cell goes on from its
     checkpoints, which lie where all workers have to see them. ``changed`` replaces parts of the
     budget. A cell that fails costs only itself: SystemExit names such cells after the others.
     Introduced in *Remedies for mode collapse*.
     """
-    missing = [cell for cell in cells if recorded_cell(cell, folder) is None]
-    for cell in set(cells) - set(missing):
-        print(f"{cell.name}: recorded already", file=sys.stderr)
+    missing, failed = [], []
+    for cell in cells:
+        record = recorded_cell(cell, folder)
+        if record is None:
+            missing.append(cell)
+        elif others := recorded.difference(
+            record["settings"] | {"copies": record.get("copies", len(record["seeds"]))},
+            settings(cell) | changed | {"copies": copies},
+        ):
+            failed.append(f"{cell.name} (recorded with other settings: {others})")
+        else:
+            print(f"{cell.name}: recorded already", file=sys.stderr)
     task = partial(_played, copies=copies, base=Path(tempfile.gettempdir()), changed=changed)
     results = _one_by_one(task, missing) if cluster is None else _on_cluster(cluster, task, missing)
-    failed = []
     for cell, result in results:
         if isinstance(result, BaseException):
             traceback.print_exception(result)
@@ -418,7 +427,7 @@ def record_cells(
         if kept.exists():
             shutil.rmtree(kept)
     if failed:
-        raise SystemExit(f"{len(failed)} of {len(missing)} cells failed: {'; '.join(failed)}")
+        raise SystemExit(f"{len(failed)} of {len(cells)} cells failed: {'; '.join(failed)}")
 
 
 def _played(

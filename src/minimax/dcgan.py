@@ -15,6 +15,7 @@ from torchvision.transforms.v2.functional import resize
 
 from minimax import recorded
 from minimax.data import Data, load
+from minimax.errors import check_choice
 from minimax.game import History, minibatches, parallel, play
 from minimax.game.engine import bf16_pays
 from minimax.game.player import processes
@@ -31,6 +32,16 @@ DCGANS: dict[str, dict[str, Any]] = {
     "cmu_faces": {"size": 32, "features": 32, "rounds": 8_000},
     "lsun_bedroom": {"size": 64, "features": 128, "rounds": 120_000, "batch": 128},
 }
+
+
+def settings(data: str) -> dict[str, Any]:
+    """Return all that decides how the DCGAN of ``data`` is trained.
+
+    Raises ValueError if it has none. Introduced in *DCGAN*.
+    """
+    check_choice("data", data, DCGANS)
+    steps = {"lr": STEPS["lr"], "beta1": STEPS["betas"][0], "average": STEPS["average"]}
+    return steps | DCGANS[data]
 
 
 def dcgan_images(data: str) -> Any:
@@ -93,11 +104,11 @@ def record_dcgan(data: str, folder: Path = recorded.FOLDER, **changed: Any) -> N
     """
     began, begun = time.perf_counter(), origin()
     able = bf16_pays(parallel.start())
-    settings = DCGANS[data] | changed
-    settings["bf16"] = settings.get("bf16", True) and able
-    given = settings | {"folder": os.environ.get("MINIMAX_DATA")}
+    options = DCGANS[data] | changed
+    options["bf16"] = options.get("bf16", True) and able
+    given = options | {"folder": os.environ.get("MINIMAX_DATA")}
     kept = checkpoint_folder(Path(tempfile.gettempdir()), f"dcgan-{data}", given)
-    G, _, history = train_dcgan(dcgan_images(data), **settings, checkpoint=kept)
+    G, _, history = train_dcgan(dcgan_images(data), **options, checkpoint=kept)
     if not parallel.is_first():
         return
     halves = {name: value.half().contiguous().cpu() for name, value in G.state_dict().items()}
@@ -107,12 +118,7 @@ def record_dcgan(data: str, folder: Path = recorded.FOLDER, **changed: Any) -> N
         "seconds": time.perf_counter() - began,
         "seeds": [0],
         "processes": processes(),
-        "settings": {
-            "lr": STEPS["lr"],
-            "beta1": STEPS["betas"][0],
-            "average": STEPS["average"],
-            **settings,
-        },
+        "settings": settings(data) | options,
         "losses": {name: loss[-100:].tolist() for name, loss in history.losses.items()},
     }
     recorded.write(f"dcgan/{data}", record, folder)
@@ -122,9 +128,9 @@ def record_dcgan(data: str, folder: Path = recorded.FOLDER, **changed: Any) -> N
 def recorded_dcgan(data: str) -> DCGANGenerator:
     """Return the recorded generator of ``data``, in evaluation mode. Introduced in *DCGAN*."""
     weights = recorded.tensors(f"dcgan/{data}")
-    settings = (recorded.run(f"dcgan/{data}") or {})["settings"]
+    made = (recorded.run(f"dcgan/{data}") or {})["settings"]
     last = max(int(name.split(".")[1]) for name in weights)
     channels = len(weights[f"layers.{last}.bias"])
-    G = DCGANGenerator(settings["size"], channels, settings["features"])
+    G = DCGANGenerator(made["size"], channels, made["features"])
     G.load_state_dict({name: value.float() for name, value in weights.items()})
     return G.eval()

@@ -3,15 +3,13 @@
 Floor 5; called by reproduce.
 """
 
-import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from minimax import recorded
-from minimax.collapse import Cell, settings
-from minimax.dcgan import DCGANS
+from minimax import collapse, dcgan, recorded, robust
+from minimax.chapters import paper_settings
 from minimax.recorded.origin import ROOT, changed_since
-from minimax.robust import SETTINGS
 
 
 def listing() -> Iterator[str]:
@@ -41,37 +39,31 @@ def _records(name: str, record: Mapping[str, Any]) -> Iterator[tuple[str, Mappin
 def stale(name: str, record: Mapping[str, Any]) -> str:
     """Return which of its settings are others today, or "" if it would be played the same way.
 
-    A chapter's settings are its calls of ``at_scale``; a time is stale once its chapter changed.
-    Introduced in *How to use this book*.
+    A chapter's settings are what its calls of ``at_scale`` give at paper scale; a time is stale
+    once its chapter changed. Introduced in *How to use this book*.
     """
     if name.startswith("timings"):
         chapter = name.split()[1]
         return f"{chapter} changed" * changed_since(record["commit"], f"book/{chapter}.md")
-    if name.endswith("/chapter"):
-        source = ROOT / "book" / f"{name.removesuffix('/chapter')}.md"
-        if not source.exists():  # without a clone nobody can tell
-            return ""
-        now = _bare(source.read_text("utf-8"))
-        calls = (_call(_bare(line)) for line in record["settings"])
-        return "; ".join(call for call in calls if call not in now)
-    if "cell" in record:
-        today = settings(Cell(**record["cell"]))
-    else:
-        today = DCGANS[name.removeprefix("dcgan/")] if name.startswith("dcgan/") else SETTINGS
-    today = json.loads(json.dumps(today))  # a tuple is recorded as a list
     old = record.get("settings", {})
-    return ", ".join(f"{key} {old[key]}" for key in old.keys() & today if old[key] != today[key])
-
-
-def _call(line: str) -> str:
-    """Return the call of ``at_scale`` in ``line``, or as much of it as stands there."""
-    call = line[line.index("at_scale(") :]
-    ends = (
-        at for at in range(1, len(call) + 1) if call[:at].count("(") == call[:at].count(")") > 0
-    )
-    return call[: next(ends, len(call))]
-
-
-def _bare(code: str) -> str:
-    """Return ``code`` without spaces and line breaks, which say nothing of what is run."""
-    return "".join(code.split())
+    if name.endswith("/chapter"):
+        chapter = name.removesuffix("/chapter")
+        if not (ROOT / "book").exists():  # without a clone nobody can tell
+            return ""
+        if not (ROOT / "book" / f"{chapter}.ipynb").exists():
+            return "the chapter is gone"
+        before, now = Counter(old), Counter(paper_settings(chapter))
+        gone = [f"paper={setting} is gone" for setting in (before - now).elements()]
+        return "; ".join(
+            gone + [f"paper={setting} is new" for setting in (now - before).elements()]
+        )
+    try:
+        if "cell" in record:
+            today = collapse.settings(collapse.Cell(**record["cell"]).checked())
+        elif name.startswith("dcgan/"):
+            today = dcgan.settings(name.removeprefix("dcgan/"))
+        else:
+            today = robust.SETTINGS if name == robust.RECORD else old
+    except ValueError as error:  # no such method, table or data set any more
+        return str(error)
+    return recorded.difference({k: v for k, v in old.items() if k != "bf16"}, today)

@@ -14,9 +14,9 @@ from minimax.attacks import photographs
 from minimax.listing import listing
 from minimax.recorded.origin import changes
 
-DESCRIPTION = """Runs the long experiments once and records them. A run that was killed goes on when
-the same version is asked for the same again. A tree with changes that no commit holds is refused
-unless --dirty is given. Chapters are run from a clone: they are not part of the installed package.
+DESCRIPTION = """Runs the long experiments once and records them. A long run that was killed goes
+on when the same version is asked for the same again. A tree with changes that no commit holds is
+refused unless --dirty is given. Chapters are run from a clone: the installed package has none.
 """
 
 
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--pack", type=int, default=1, help="samples that D sees at once")
     one.add_argument("--copies", type=int, default=10, help="games of each cell")
     one.add_argument("--scale", choices=list(collapse.BUDGETS), default="paper")
-    one.add_argument("--rounds", type=int, help="not the usual number")
+    one.add_argument("--rounds", type=int, help="not the usual number; needs --out")
     one.add_argument("--cluster", metavar="ADDRESS", help="of a Dask scheduler, to play on")
     goes_to(one)
 
@@ -90,6 +90,10 @@ def _dcgan(arguments: argparse.Namespace) -> None:
 
 
 def _cells(arguments: argparse.Namespace) -> None:
+    if arguments.rounds is not None and arguments.out == recorded.FOLDER:
+        raise SystemExit(
+            "--rounds makes a trial, which is no record of the book: add --out FOLDER."
+        )
     table, pack, scale = arguments.table, arguments.pack, arguments.scale
     methods = [arguments.method] if arguments.method else list(collapse.METHODS)
     cells = [collapse.Cell(table, method, pack, scale) for method in methods]

@@ -3,7 +3,10 @@
 Floor 4; called by listing, reproduce.
 """
 
+import shutil
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,27 +19,31 @@ from minimax.defenses import adversarial_training
 from minimax.evaluation import accuracy
 from minimax.game import minibatches, play
 from minimax.networks import strided_network
-from minimax.recorded.origin import origin
+from minimax.recorded.origin import checkpoint_folder, origin
 
 RECORD = "defenses/robust_mnist"
 SETTINGS: dict[str, Any] = {"epochs": 25.0, "epsilon": 0.3, "steps": 10, "lr": 2e-3, "batch": 100}
 
 
-def train_robust_mnist(network: nn.Module, epochs: float = 25.0) -> None:
+def train_robust_mnist(
+    network: nn.Module, epochs: float = 25.0, checkpoints: Path | None = None
+) -> None:
     """Train ``network`` on MNIST against ten PGD steps of ε = 0.3, after an epoch at 0.1 and 0.2.
 
-    Madry et al. (2018) begin with 0.3 at once; a network this small then stays at chance.
-    Introduced in *Defenses*.
+    Madry et al. (2018) begin with 0.3 at once; a network this small then stays at chance. A killed
+    run goes on from what the folder ``checkpoints`` holds. Introduced in *Defenses*.
     """
-    train = load("mnist")
-    batches = minibatches(train.x, train.y, size=SETTINGS["batch"])
-    options: dict[str, Any] = {"random_start": True}
-    for epsilon in (0.1, 0.2):
-        play([adversarial_training(network, epsilon, steps=5, **options)], batches, rounds=600)
-    options |= {"steps": SETTINGS["steps"], "lr": SETTINGS["lr"]}
-    options["schedule"] = lambda progress: 1 - progress
-    player = adversarial_training(network, SETTINGS["epsilon"], **options)
-    play([player], batches, rounds=round(600 * epochs))
+    data = load("mnist")
+    batches = minibatches(data.x, data.y, size=SETTINGS["batch"])
+    slower = {"lr": SETTINGS["lr"], "schedule": lambda progress: 1 - progress}
+    for epsilon, steps, rounds, options in (
+        (0.1, 5, 600, {}),
+        (0.2, 5, 600, {}),
+        (SETTINGS["epsilon"], SETTINGS["steps"], round(600 * epochs), slower),
+    ):
+        player = adversarial_training(network, epsilon, steps=steps, random_start=True, **options)
+        kept = checkpoints and checkpoints / str(epsilon)
+        play([player], batches, rounds=rounds, checkpoint=kept)
 
 
 def record_robust_mnist(epochs: float = 25.0, images: int = 10_000) -> None:
@@ -47,7 +54,8 @@ def record_robust_mnist(epochs: float = 25.0, images: int = 10_000) -> None:
     began, begun = time.perf_counter(), origin()
     torch.manual_seed(0)
     network = strided_network()
-    train_robust_mnist(network, epochs)
+    kept = checkpoint_folder(Path(tempfile.gettempdir()), "robust", {"epochs": epochs})
+    train_robust_mnist(network, epochs, kept)
     halves = {name: weight.half() for name, weight in network.state_dict().items()}
     network.load_state_dict(halves)  # what is measured is what is kept
     test = load("mnist", split="test")
@@ -67,3 +75,4 @@ def record_robust_mnist(epochs: float = 25.0, images: int = 10_000) -> None:
         "measured": measured,
     }
     recorded.write(RECORD, record)
+    shutil.rmtree(kept)

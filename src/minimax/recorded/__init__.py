@@ -66,8 +66,8 @@ def write_tensors(name: str, kept: Mapping[str, Tensor], folder: Path | None = N
 def write_row(name: str, key: str, row: Mapping[str, Any], folder: Path | None = None) -> None:
     """Add ``row`` to the table recorded under ``name``, or put it in the place of an older one.
 
-    Each row is a line, so that git can merge tables by rows; several processes may write at once.
-    Introduced in *Remedies for mode collapse*.
+    Each row is a line of the file; several processes may write at once. Introduced in *Remedies
+    for mode collapse*.
     """
     path = (folder or FOLDER) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,6 +77,16 @@ def write_row(name: str, key: str, row: Mapping[str, Any], folder: Path | None =
             f"{json.dumps(k)}: {json.dumps(rows[k], ensure_ascii=False)}" for k in sorted(rows)
         )
         _write(f"{name}.json", ("{\n" + ",\n".join(lines) + "\n}\n").encode(), folder)
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Return which of the ``old`` settings are others in ``new``: "rounds 7, now 10"; or "".
+
+    Introduced in *Remedies for mode collapse*.
+    """
+    new = json.loads(json.dumps(new))  # a tuple is recorded as a list
+    keys = [key for key in sorted(old.keys() | new) if old.get(key) != new.get(key)]
+    return ", ".join(f"{key} {old.get(key, '–')}, now {new.get(key, '–')}" for key in keys)
 
 
 def _write(name: str, data: bytes, folder: Path | None) -> None:
@@ -160,6 +170,7 @@ def _spread(values: Sequence[float] | None) -> str | None:
 
 __all__ = [
     "compare",
+    "difference",
     "provenance",
     "run",
     "run_time",

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parents[3]
-RECORDS = (
-    ":(exclude,glob)src/minimax/recorded/**/*.json"  # what earlier runs wrote: no part of the code
-)
+# What earlier runs wrote is no part of the code.
+RECORDS = [f":(exclude,glob)src/minimax/recorded/**/*.{kind}" for kind in ("json", "safetensors")]
 
 
 def origin() -> dict[str, Any]:
@@ -49,8 +48,8 @@ def changes() -> list[str]:
     """
     if not _in_its_repository():
         return []
-    changed = _git("diff", "HEAD", "--name-only", "--", ".", RECORDS)
-    new = _git("ls-files", "--others", "--exclude-standard", "--", "src", "book", RECORDS)
+    changed = _git("diff", "HEAD", "--name-only", "--", ".", *RECORDS)
+    new = _git("ls-files", "--others", "--exclude-standard", "--", "src", "book", *RECORDS)
     return [*changed.splitlines(), *new.splitlines()]
 
 
