@@ -315,3 +315,7 @@ def test_several_radii_are_attacked_one_after_another():
             assert both.after == [one.after for one in alone]
     with pytest.raises(ValueError, match=r"epsilon is \[\]; it has to be a number or a non-empty"):
         apgd(model, x, y, [])
+    with pytest.raises(ValueError, match=r"epsilon is \[0.1\]; it has to be a finite number"):
+        apgd(model, x, y, [0.1, [0.1]])
+    learned = [torch.tensor(0.1, requires_grad=True), 0.2]
+    assert apgd(model, x, y, learned, steps=1).shape == (2, *x.shape)

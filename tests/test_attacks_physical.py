@@ -12,7 +12,6 @@ from minimax.attacks.physical import (
     PrintAndPhotograph,
     Sticker,
     Through,
-    destruction_rate,
     non_printability,
 )
 from minimax.data import load
@@ -126,25 +125,6 @@ def test_expectation_over_transformation_survives_a_transformation_better(networ
         )
 
     assert wrong(robust).float().mean() >= wrong(plain).float().mean()
-
-
-def test_the_destruction_rate_counts_what_was_adversarial():
-    clean = torch.tensor([True, True, True, False, True])
-    attacked = torch.tensor([False, False, True, False, False])
-    photographed = torch.tensor([True, False, True, True, False])
-    assert destruction_rate(clean, attacked, photographed) == pytest.approx(1 / 3)
-    assert math.isnan(destruction_rate(clean, clean, clean))
-    with pytest.raises(ValueError, match="of one shape"):
-        destruction_rate(clean, attacked[:2], photographed)
-    for wrong in (clean.long(), clean.float()):
-        with pytest.raises(ValueError, match=r"attacked is \(5,\) torch\..*: is each answer right"):
-            destruction_rate(clean, wrong, photographed)
-
-
-def test_an_image_read_wrongly_from_the_start_is_never_counted():
-    wrong, right = torch.tensor([False, True]), torch.tensor([True, True])
-    assert destruction_rate(wrong, ~right, right) == 1.0
-    assert math.isnan(destruction_rate(wrong, torch.tensor([False, True]), right))
 
 
 def test_the_drawn_signs():

@@ -23,11 +23,17 @@ import torch
 from PIL import Image
 from torchvision import datasets as tv
 
-from minimax.data import DataError, available, imagenet, load, squeezenet, squeezenet_available
+from minimax.data import (
+    DataError,
+    available,
+    imagenet,
+    load,
+    readers,
+    squeezenet,
+    squeezenet_available,
+)
 from minimax.data import places as where
 from minimax.files import write_whole
-
-loader = sys.modules["minimax.data.load"]  # the name of its function, too
 
 
 def idx(array):
@@ -268,7 +274,7 @@ def test_every_tenth_facade_is_for_test_and_the_map_stands_on_the_right(places):
     with tarfile.open(path, "w") as archive:
         for number in range(1, 401):
             pair = Image.new("RGB", (16, 8), (number // 2, 0, 0))
-            pair.paste(loader.FACADE_COLOURS[number % 12], (8, 0, 16, 8))
+            pair.paste(readers.FACADE_COLOURS[number % 12], (8, 0, 16, 8))
             file = io.BytesIO()
             pair.save(file, "PNG")  # without loss; the name decides nothing
             member = tarfile.TarInfo(f"facades/{number}.jpg")
@@ -394,7 +400,7 @@ def test_a_whole_gtsrb_folder_gives_images_and_tracks(places, monkeypatch):
         folder.mkdir(parents=True, exist_ok=True)
         samples.append(folder / f"{track:05d}_00000.ppm")
         Image.new("RGB", (50, 45), (255, 0, 0)).save(samples[-1])
-    monkeypatch.setitem(loader.GTSRB_IMAGES, "train", 3)
+    monkeypatch.setitem(readers.GTSRB_IMAGES, "train", 3)
     data = load("gtsrb", size=16)
     assert data.x.shape == (3, 3, 16, 16)
     assert data.x[:, 0].min() == 1 and data.x[:, 1].max() == 0

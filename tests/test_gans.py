@@ -123,7 +123,7 @@ GAMES = {
                           + 3 * (steepness(n.D, between(n, x, z)).sqrt() - 1).square().mean()),
         "generator": ("G", lambda n, x, z: -n.D(n.G(z)).mean()),
     }),
-    "unrolled": (lambda n: unrolled(n.D, n.G, steps=2, rate=0.3), {
+    "unrolled": (lambda n: unrolled(n.D, n.G, steps=2, step_size=0.3), {
         "discriminator": ("D", the_game),
         "generator": ("G", lambda n, x, z: looking_ahead(n, x, z, steps=2, rate=0.3)),
     }),
@@ -308,6 +308,9 @@ def test_each_player_has_its_own_options_before_the_common_ones():
     ]  # fmt: skip
     assert {p.betas for p in (d, third, g)} == {(0.1, 0.2)}
     assert own == {"d": {"lr": 0.1}, "g": {"turns": 2}, "third": {"clip": 0.5}}
+    for none in (None, 0.1, [("lr", 0.1)]):
+        with pytest.raises(ValueError, match=r"^d is .*; it has to be a dictionary of options"):
+            minimax(D, G, d=none)
 
 
 def test_the_papers_turns_give_way_to_those_that_are_asked_for():
@@ -549,7 +552,7 @@ def test_shapes_that_differ_are_refused_in_games_of_copies_too():
         (lambda D, G: wasserstein(D, G, penalty=math.nan), "penalty is nan"),
         (lambda D, G: wasserstein(D, G, d={"turns": 0}), "turns is 0"),
         (lambda D, G: unrolled(D, G, steps=-1), "steps is -1"),
-        (lambda D, G: unrolled(D, G, rate=math.inf), "rate is inf"),
+        (lambda D, G: unrolled(D, G, step_size=math.inf), "step_size is inf"),
         (lambda D, G: informative(D, G, D, beta=-1), "beta is -1"),
         (lambda D, G: pix2pix(D, G, weight=-1.0), "weight is -1"),
         (lambda D, G: simgan(D, G, weight=None), "weight is None"),

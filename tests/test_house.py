@@ -8,6 +8,7 @@ import re
 import pytest
 
 from conftest import ROOT
+from minimax import chapters
 
 HOUSE = ROOT / "src/minimax"
 MAP = (HOUSE / "README.md").read_text("utf-8")
@@ -23,15 +24,22 @@ def floors():
 ROOMS = [room for floor in floors() for room in floor]
 
 
-def imports(path):
-    """Names of the package's rooms that the module at ``path`` imports, wherever it does."""
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "minimax":
-            rest = node.module.split(".")[1:]
-            yield from [rest[0]] if rest else [alias.name for alias in node.names]
+def imported(code, room=""):
+    """Names of the package's rooms that ``code``, which lies in ``room``, imports anywhere."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom):
+            name = (node.module or "").split(".") if node.module else []
+            if node.level:  # from . import x, in a room that is a folder; from .. import x
+                name = ["minimax", *([room] if node.level == 1 else []), *name]
+            if name[:1] == ["minimax"]:
+                yield from name[1:2] or [alias.name for alias in node.names]
         elif isinstance(node, ast.Import):
             parts = [alias.name.split(".") for alias in node.names]
             yield from (part[1] for part in parts if part[0] == "minimax" and len(part) > 1)
+
+
+def imports(path):
+    yield from imported(path.read_text("utf-8"), room_of(path) if path.parent != HOUSE else "")
 
 
 def room_of(path):
@@ -64,12 +72,21 @@ def test_imports_go_one_way(path):
     assert not upwards, f"{room} imports {upwards}, which lie above it"
 
 
+@pytest.mark.parametrize(
+    "code",
+    ["from minimax.reproduce import main", "from minimax import (\n  data,\n  reproduce as r)",
+     "import minimax.reproduce", "def f():\n  from minimax import reproduce"],
+)  # fmt: skip
+def test_an_import_is_seen_however_it_is_written(code):
+    assert "reproduce" in imported(code)
+    relative = code.replace("from minimax.", "from ..").replace("from minimax ", "from .. ")
+    assert "import minimax" in code or "reproduce" in imported(relative, "data")
+
+
 def test_no_chapter_imports_the_command_line():
-    for path in (ROOT / "book").glob("*.md"):
-        text = path.read_text("utf-8")
-        for room in TOP:
-            assert not re.search(rf"(from|import) minimax\.{room}\b", text), path
-            assert not re.search(rf"from minimax import [^\n]*\b{room}\b", text), path
+    for chapter in chapters.chapters():
+        for code in chapters.code(chapter):
+            assert not set(imported(code)) & set(TOP), chapter
 
 
 def test_code_in_chapters_fits_the_page():
@@ -129,18 +146,24 @@ def test_an_argument_of_several_functions_is_in_the_table_and_named_where_it_is(
 def test_defaults_are_those_of_the_table():
     _, defaults = arguments()
     for name, (said, _) in table().items():
-        own = [repr(value) for value in defaults[name] if value is not inspect.Parameter.empty]
         if said == "own":
             assert len(defaults[name]) > 1, name
         else:
-            assert own == ([] if said == "–" else [said]), name
+            empty = inspect.Parameter.empty
+            found = {"–" if value is empty else repr(value) for value in defaults[name]}
+            assert found == {said}, name
 
 
 def test_words_that_mean_the_same_are_not_used():
-    where, _ = arguments()
-    allowed = {"certify": {"alpha"}}  # the paper's level of confidence
-    for word in WORDS:
-        assert not [f for f in where.get(word, []) if word not in allowed.get(f, ())], word
+    """In the whole package, in methods and private functions too."""
+    allowed = {("certify", "alpha")}  # the paper's level of confidence
+    used = set()
+    for path in HOUSE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                used |= {(node.name, one.arg) for one in given if one.arg in WORDS}
+    assert used == allowed
 
 
 def test_attacks_that_count_return_their_images_first():

@@ -41,11 +41,16 @@ def _notebook(chapter: str) -> Any:
     return nbformat.read(path, as_version=4)
 
 
+def code(chapter: str) -> list[str]:
+    """Return the code of each cell of ``chapter``, in Python: without IPython's magic."""
+    python = TransformerManager().transform_cell
+    cells = _notebook(chapter).cells
+    return [python(cell.source) for cell in cells if cell.cell_type == "code"]
+
+
 def paper_settings(chapter: str) -> list[str]:
     """Return what each ``at_scale`` of ``chapter`` gives at paper scale, as code."""
-    python = TransformerManager().transform_cell  # without the magic of the install cell
-    cells = [python(cell.source) for cell in _notebook(chapter).cells if cell.cell_type == "code"]
-    nodes = [node for cell in cells for node in ast.walk(ast.parse(cell))]
+    nodes = [node for cell in code(chapter) for node in ast.walk(ast.parse(cell))]
     calls = [node for node in nodes if isinstance(node, ast.Call)]
     scaled = [call for call in calls if ast.unparse(call.func) == "at_scale"]
     return [

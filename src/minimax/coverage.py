@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from minimax.errors import Words, check_count, check_number, check_tensor, described, refuse
+from minimax.scale import device_of
 
 SMALLEST = 1e-12  # of what has to be positive
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -216,8 +217,9 @@ def nearest_codes(
             refuse("images", Words(f"of shape {tuple(images.shape)}"), allowed)
         return (made - images).flatten(1).square().mean(1)
 
+    drawn_on = device_of(generator, images)
     for _ in range(restarts):
-        start = torch.randn(len(images), codes, generator=generator).to(images)
+        start = torch.randn(len(images), codes, generator=generator, device=drawn_on).to(images)
         z, reached = batched_lbfgs(errors, start, steps)
         better = reached < error
         best[better], error[better] = z[better], reached[better]

@@ -39,7 +39,7 @@ def settings(data: str) -> dict[str, Any]:
 
     Raises ValueError if it has none. Introduced in *DCGAN*.
     """
-    check_choice("data", data, DCGANS)
+    check_choice("data", data, tuple(DCGANS))
     steps = {"lr": STEPS["lr"], "beta1": STEPS["betas"][0], "average": STEPS["average"]}
     return steps | DCGANS[data]
 

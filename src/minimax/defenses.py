@@ -29,6 +29,7 @@ from minimax.errors import (
 )
 from minimax.evaluation import evaluating, statistics_held
 from minimax.game import Options, Player
+from minimax.scale import device_of
 
 
 def _positive(argument: str, value: float) -> float:
@@ -230,15 +231,15 @@ def certify(
     if alpha >= 1:
         refuse("alpha", alpha, "between 0 and 1")
     first, samples = check_count("first", first), check_count("samples", samples)
-    batch_size = check_batch_size(batch_size, x)
+    batch_size, drawn_on = check_batch_size(batch_size, x), device_of(generator, x)
 
     def votes(image: Tensor, count: int) -> Tensor:
         """Return how often each class is the answer (classes,)."""
         said = []
         for part in torch.arange(count).split(batch_size):
             shape = (len(part), *image.shape)
-            noise = torch.randn(shape, generator=generator, dtype=x.dtype).to(x.device)
-            logits = logits_of(model, image + sigma * noise)
+            noise = torch.randn(shape, generator=generator, dtype=x.dtype, device=drawn_on)
+            logits = logits_of(model, image + sigma * noise.to(x.device))
             said.append(one_hot(logits.argmax(1), logits.shape[1]).sum(0))
         return torch.stack(said).sum(0)
 

@@ -35,7 +35,7 @@ def check_number(argument: str, value: Any, *, at_least: float = 0.0) -> float:
     if isinstance(value, (str, bytes, bool)):
         refuse(argument, value, allowed)
     try:
-        number = float(value)
+        number = float(value.detach() if isinstance(value, Tensor) else value)
     except (TypeError, ValueError, RuntimeError):
         refuse(argument, value, allowed)
     if not math.isfinite(number) or number < at_least:

@@ -164,17 +164,22 @@ def wasserstein(
 
 
 def unrolled(
-    D: nn.Module, G: nn.Module, steps: int = 5, rate: float = 0.1, **options: Unpack[GameOptions]
+    D: nn.Module,
+    G: nn.Module,
+    steps: int = 5,
+    step_size: float = 0.1,
+    **options: Unpack[GameOptions],
 ) -> list[Player]:
     """Return the players of the unrolled game: G looks ``steps`` steps of D ahead.
 
     Metz et al. (2017), equations 7 to 9: G maximises the loss that D would have after ``steps``
-    steps of gradient descent of length ``rate`` on this batch, and its gradient runs through them.
-    With 0 steps it is ``minimax``. A batch is (real, noise). Looking ahead leaves the running
-    statistics of batch normalisations in D alone. Raises ValueError for arguments out of range.
-    Introduced in *Remedies for mode collapse*.
+    steps of gradient descent with the rate ``step_size`` on this batch, and its gradient runs
+    through them. With 0 steps it is ``minimax``. A batch is (real, noise). Looking ahead leaves the
+    running statistics of batch normalisations in D alone. Raises ValueError for arguments out of
+    range. Introduced in *Remedies for mode collapse*.
     """
-    steps, rate = check_count("steps", steps, at_least=0), check_number("rate", rate)
+    steps = check_count("steps", steps, at_least=0)
+    step_size = check_number("step_size", step_size)
 
     def discriminator_loss(real: Tensor, noise: Tensor) -> Tensor:
         return softplus(-D(real)).mean() + softplus(D(G(noise))).mean()
@@ -190,7 +195,7 @@ def unrolled(
         with statistics_held():
             for _ in range(steps):
                 slopes = grad(loss_with)(weights)
-                weights = {name: w - rate * slopes[name] for name, w in weights.items()}
+                weights = {name: w - step_size * slopes[name] for name, w in weights.items()}
             return -loss_with(weights)
 
     d, g = per_player(options, "d", "g")

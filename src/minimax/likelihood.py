@@ -25,6 +25,7 @@ from minimax.errors import (
 )
 from minimax.game import Options, Player
 from minimax.networks import VAE
+from minimax.scale import device_of
 
 
 class BernoulliMixture:
@@ -57,9 +58,9 @@ class BernoulliMixture:
         check_pixels("x", x)
         if check_count("components", components) > len(x):
             refuse("components", components, f"at most {len(x)}, the number of images")
-        rows = torch.randperm(len(x), generator=generator)[:components]
-        means = 0.25 + (x.mean(0) + x[rows]) / 4
-        return cls(torch.full((components,), 1 / components), means)
+        order = torch.randperm(len(x), generator=generator, device=device_of(generator, x))
+        means = 0.25 + (x.mean(0) + x[order[:components].to(x.device)]) / 4
+        return cls(torch.full((components,), 1 / components, device=x.device), means)
 
     def log_joint(self, x: Tensor) -> Tensor:
         """Return log πₖ + log p(x | k), of shape (N, K)."""
@@ -102,8 +103,9 @@ class BernoulliMixture:
         ``torch.bernoulli`` makes binary images of them: samples of the mixture.
         """
         check_count("count", count)
-        drawn = torch.multinomial(self.weights, count, replacement=True, generator=generator)
-        return self.means[drawn]
+        weights = self.weights.to(device_of(generator, self.weights))
+        drawn = torch.multinomial(weights, count, replacement=True, generator=generator)
+        return self.means[drawn.to(self.means.device)]
 
 
 class RBM(nn.Module):
@@ -139,12 +141,14 @@ class RBM(nn.Module):
         return (h @ self.W.T + self.a).sigmoid()
 
     @torch.no_grad()
-    def gibbs(self, v: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    def gibbs(
+        self, v: Tensor, steps: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return v after ``steps`` of sampling h given v and v given h, and the last p(v | h)."""
         check_count("steps", steps)
         for _ in range(steps):
-            mean = self.visible_given(torch.bernoulli(self.hidden_given(v)))
-            v = torch.bernoulli(mean)
+            mean = self.visible_given(_coins(self.hidden_given(v), generator))
+            v = _coins(mean, generator)
         return v, mean
 
 
@@ -229,15 +233,21 @@ def annealed_importance_sampling(
         visible = v @ ((1 - beta) * start + beta * rbm.a)
         return visible + softplus(beta * (v @ rbm.W + rbm.b)).sum(1)
 
-    v = torch.bernoulli(start.sigmoid().expand(chains, -1), generator=generator)
+    v = _coins(start.sigmoid().expand(chains, -1), generator)
     log_weight = softplus(start).sum() + len(rbm.b) * math.log(2) + torch.zeros(chains).to(start)
     for beta, hotter in zip(betas[1:], betas[:-1], strict=True):
         log_weight += log_p(v, beta) - log_p(v, hotter)
         hidden = (beta * (v @ rbm.W + rbm.b)).sigmoid()
-        h = torch.bernoulli(hidden, generator=generator)
+        h = _coins(hidden, generator)
         visible = ((1 - beta) * start + beta * (h @ rbm.W.T + rbm.a)).sigmoid()
-        v = torch.bernoulli(visible, generator=generator)
+        v = _coins(visible, generator)
     return log_weight
+
+
+def _coins(mean: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Return 0 or 1, which is 1 with the probability ``mean``."""
+    here = mean.to(device_of(generator, mean))
+    return torch.bernoulli(here, generator=generator).to(mean.device)
 
 
 def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
@@ -279,7 +289,8 @@ def importance_weighted_bound(
     for part in x.split(max(1, at_once // most)):
         mean, log_variance = vae.encode(part)
         spread = (log_variance / 2).exp()
-        noise = torch.randn(most, *mean.shape, generator=generator).to(mean)
+        shape, drawn_on = (most, *mean.shape), device_of(generator, mean)
+        noise = torch.randn(shape, generator=generator, device=drawn_on).to(mean)
         z = mean + spread * noise
         logits = vae.decode(z.flatten(0, 1)).unflatten(0, z.shape[:2])
         if logits.shape[2:] != x.shape[1:]:

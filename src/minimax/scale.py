@@ -36,6 +36,14 @@ def at_scale(*, quick: T, paper: T) -> T:
     return quick if scale() == "quick" else paper
 
 
+def device_of(generator: torch.Generator | None, x: torch.Tensor) -> torch.device:
+    """Return where random numbers for ``x`` are drawn: where the generator is, else where x is.
+
+    Introduced in *Adversarial examples*.
+    """
+    return x.device if generator is None else generator.device
+
+
 def seed() -> int:
     """Seed Python, NumPy and torch from the environment variable MINIMAX_SEED and return it.
 

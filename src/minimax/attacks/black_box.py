@@ -28,6 +28,7 @@ from minimax.errors import (
     refuse,
 )
 from minimax.game import Player, minibatches, play
+from minimax.scale import device_of
 
 Oracle = Callable[[Tensor], Tensor]
 
@@ -89,6 +90,7 @@ def train_substitute(
     if reservoir is not None:
         check_count("reservoir", reservoir[0], at_least=0)
         check_count("reservoir", reservoir[1])
+    drawn_on = device_of(generator, seeds)
     images, labels = seeds, _asked(oracle, seeds)
     queries, watched = [], []
     for augmentation in range(augmentations + 1):
@@ -96,7 +98,7 @@ def train_substitute(
         rounds = epochs * math.ceil(len(images) / 128)
         player = Player(network, lambda x, y: cross_entropy(network(x), y), lr=lr)
         batches = minibatches(images, labels, size=min(128, len(images)))
-        seed = int(torch.randint(2**31, (), generator=generator))
+        seed = int(torch.randint(2**31, (), generator=generator, device=drawn_on))
         play([player], batches, rounds=rounds, seed=seed)
         queries.append(len(images))
         if watch is not None:
@@ -110,7 +112,8 @@ def train_substitute(
             (gradient,) = torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), x)
         new = (images + signed * gradient.sign()).clamp(0, 1)
         if reservoir is not None and augmentation >= reservoir[0]:
-            new = new[torch.randperm(len(new), generator=generator)[: reservoir[1]]]
+            order = torch.randperm(len(new), generator=generator, device=drawn_on)
+            new = new[order[: reservoir[1]].to(new.device)]
         images, labels = torch.cat([images, new]), torch.cat([labels, _asked(oracle, new)])
     return Substitute(images, labels, queries, watched)
 
@@ -137,7 +140,8 @@ def square(
     Andriushchenko et al. (2020), algorithm 2: begin with vertical stripes of ±ε; then try squares
     of ±ε per channel at random places, and keep those that lower the margin of the true class. A
     square has ``share`` of the area at first, less later. ``x`` is (N, channels, H, W) in [0, 1],
-    ``y`` (N,). An image stops asking once it is misclassified, and at most after ``queries``.
+    ``y`` (N,); for a sequence of E values of ε the result has a first dimension of E. An image
+    stops asking once it is misclassified, and at most after ``queries``.
     Logits serve better than probabilities: of two that are nearly 1, the margins are equal. Raises
     ValueError for arguments out of range. Introduced in *Black-box and physical attacks*.
     """
@@ -155,8 +159,10 @@ def square(
         right = logits.argmax(1) == y  # a tie may still be: then the image is not misclassified
         return torch.where(right, ahead.clamp(min=torch.finfo(ahead.dtype).tiny), ahead)
 
+    drawn_on = device_of(generator, x)
+
     def coins(*shape: int) -> Tensor:
-        random = torch.rand(shape, generator=generator)
+        random = torch.rand(shape, generator=generator, device=drawn_on)
         return (2.0 * (random < 0.5) - 1).to(x)
 
     best = (x + radius * coins(n, channels, 1, width)).clamp(0, 1)
@@ -168,8 +174,12 @@ def square(
             break
         area = _schedule(query / queries) * share * height * width
         side = min(max(round(math.sqrt(area)), 1), height - 1, width - 1)
-        rows = torch.randint(height - side + 1, (len(alive),), generator=generator).to(x.device)
-        columns = torch.randint(width - side + 1, (len(alive),), generator=generator).to(x.device)
+        rows, columns = (
+            torch.randint(
+                length - side + 1, (len(alive),), generator=generator, device=drawn_on
+            ).to(x.device)
+            for length in (height, width)
+        )
         down = torch.arange(height, device=x.device)[None, :] - rows[:, None]
         right = torch.arange(width, device=x.device)[None, :] - columns[:, None]
         inside = ((down >= 0) & (down < side))[:, None, :, None]
@@ -260,7 +270,7 @@ def _walk(
                 low = middle
         return x + high * (point - x)
 
-    size = x.numel()
+    size, drawn_on = x.numel(), device_of(generator, x)
     tolerance = max(float((start - x).norm()) / size**1.5, 1e-3)
     point = to_boundary(start)
     step = 0
@@ -268,7 +278,8 @@ def _walk(
         step += 1
         distance = float((point - x).norm())
         count = min(int(first_batch * math.sqrt(step)), queries - used)
-        noise = torch.randn((count, *x.shape), generator=generator).to(x.device)
+        shape = (count, *x.shape)
+        noise = torch.randn(shape, generator=generator, device=drawn_on).to(x.device)
         noise /= noise.flatten(1).norm(dim=1).view(-1, *[1] * x.dim())
         radius = max(distance / math.sqrt(size), tolerance)
         near = (point + radius * noise).clamp(0, 1)

@@ -84,9 +84,10 @@ def apgd(
 
     Croce and Hein (2020), algorithm 1: the step begins at 2ε and is halved, with a return to the
     best image so far, whenever too few steps have raised the loss. ``loss`` is "cross_entropy" or
-    "dlr", which needs a class ``target`` (N,) to move to. ``x`` is (N, …) and ``y`` (N,). An image
-    stops once it is misclassified; one that never is comes back with the highest loss that was
-    found. Raises ValueError for arguments out of range. Introduced in *Defenses*.
+    "dlr", which needs a class ``target`` (N,) to move to. ``x`` is (N, …) and ``y`` (N,); the
+    result has the shape of ``x``, or (E, N, …) for a sequence of E values of ε. An image stops once
+    it is misclassified; one that never is comes back with the highest loss that was found. Raises
+    ValueError for arguments out of range. Introduced in *Defenses*.
     """
     y, radius = check_images(x, y), check_number("epsilon", epsilon)
     check_choice("loss", loss, tuple(LOSSES))
@@ -224,8 +225,9 @@ def auto_attack(
     The ensemble of Croce and Hein (2020), section 6, without its attack FAB. Each attack gets the
     images that the ones before it left correct; the targets are the ``targets`` likeliest wrong
     classes. The loss DLR needs four classes: with fewer that part is left out, as its line in
-    ``after`` says. ``x`` is (N, channels, H, W), ``y`` (N,). Raises ValueError for arguments out of
-    range. Introduced in *Defenses*.
+    ``after`` says. ``x`` is (N, channels, H, W), ``y`` (N,); for a sequence of E values of ε the
+    images are (E, N, …), and ``after`` is a list. Raises ValueError for arguments out of range.
+    Introduced in *Defenses*.
     """
     y, radius = check_images(x, y), check_number("epsilon", epsilon)
     steps, batch_size = check_count("steps", steps), check_batch_size(batch_size, x)

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -27,12 +27,15 @@ from minimax.errors import (
     refuse,
 )
 from minimax.evaluation import evaluating
+from minimax.scale import device_of
 
 Epsilon = float | Sequence[float] | np.ndarray | Tensor
+P = ParamSpec("P")
+T = TypeVar("T")
 TINY = 1e-12  # keeps a zero gradient's norm from dividing by zero
 
 
-def for_each_epsilon(attack: Callable[..., Any]) -> Callable[..., Any]:
+def for_each_epsilon(attack: Callable[P, T]) -> Callable[P, T]:
     """Let ``attack`` take a sequence of E values of ``epsilon``, one after another.
 
     Tensors of its results get a first dimension of E, all else becomes a list. Introduced in
@@ -41,11 +44,13 @@ def for_each_epsilon(attack: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.signature(attack)
 
     @wraps(attack)
-    def several(*given: Any, **named: Any) -> Any:
+    def several(*given: P.args, **named: P.kwargs) -> Any:
         arguments = signature.bind(*given, **named).arguments
-        if np.ndim(epsilon := arguments["epsilon"]) != 1:
-            return attack(**arguments)
-        found = [attack(**arguments | {"epsilon": one}) for one in _not_empty(epsilon)]
+        values = _sequence(arguments["epsilon"])
+        if values is None:
+            return attack(*given, **named)
+        call: Callable[..., Any] = attack
+        found = [call(**arguments | {"epsilon": one}) for one in values]
         if isinstance(found[0], Tensor):
             return torch.stack(found)
         fields = (list(field) for field in zip(*found, strict=True))
@@ -193,7 +198,8 @@ class _Linf:
 
     @staticmethod
     def sample(x: Tensor, radius: Tensor, generator: torch.Generator | None) -> Tensor:
-        noise = torch.empty_like(x).uniform_(-1, 1, generator=generator)
+        noise = torch.empty_like(x, device=device_of(generator, x))
+        noise = noise.uniform_(-1, 1, generator=generator).to(x.device)
         return (x + radius * noise).clamp(0, 1)
 
 
@@ -211,8 +217,9 @@ class _L2:
 
     @staticmethod
     def sample(x: Tensor, radius: Tensor, generator: torch.Generator | None) -> Tensor:
-        noise = torch.empty_like(x).normal_(generator=generator)
-        share = torch.empty_like(radius).uniform_(generator=generator) ** (1 / x[0].numel())
+        noise, share = (torch.empty_like(t, device=device_of(generator, x)) for t in (x, radius))
+        noise = noise.normal_(generator=generator).to(x.device)
+        share = share.uniform_(generator=generator).to(x.device) ** (1 / x[0].numel())
         return (x + radius * share * noise / _norm(noise)).clamp(0, 1).to(x)
 
 
@@ -354,11 +361,16 @@ def _per_image(values: Tensor, x: Tensor) -> Tensor:
 
 def _epsilons(epsilon: Epsilon, x: Tensor) -> Tensor:
     """Return ε as a tensor of one value per requested ball."""
-    values = _not_empty(epsilon if np.ndim(epsilon) == 1 else [epsilon])
+    values = _sequence(epsilon)
+    values = [epsilon] if values is None else values
     return torch.tensor([check_number("epsilon", v) for v in values], dtype=x.dtype).to(x.device)
 
 
-def _not_empty(epsilon: Any) -> Any:
-    if not len(epsilon):
+def _sequence(epsilon: Any) -> list[Any] | None:
+    """Return the values of a sequence of radii; None for a single one."""
+    values = epsilon.tolist() if isinstance(epsilon, (Tensor, np.ndarray)) else epsilon
+    if not isinstance(values, Sequence) or isinstance(values, (str, bytes)):
+        return None
+    if not len(values):
         refuse("epsilon", epsilon, "a number or a non-empty sequence of numbers")
-    return epsilon
+    return list(values)

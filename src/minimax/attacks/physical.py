@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-from minimax.errors import Words, check_count, check_number, check_pixels, described, refuse
+from minimax.errors import Words, check_count, check_number, check_pixels, refuse
 
 # What a cheap printer can mix: black, white, grey, and three saturations of six hues.
 PRINTABLE = torch.tensor(
@@ -100,26 +100,6 @@ class Through(nn.Module):
         return torch.stack(
             [self.model(self.transform(x)).log_softmax(1) for _ in range(self.views)]
         ).mean(0)
-
-
-def destruction_rate(clean: Tensor, attacked: Tensor, photographed: Tensor) -> float:
-    """Return the share of adversarial images that are adversarial no longer.
-
-    Kurakin et al. (2017), equation 1. All three are booleans (N,): is the clean image, the attacked
-    one, and the attacked one after the transformation classified correctly? Counted are the images
-    with a correct clean and a wrong attacked answer; NaN if there are none. Raises ValueError if
-    the shapes differ, or they are no booleans. Introduced in *Black-box and physical attacks*.
-    """
-    for name, answers in (("clean", clean), ("attacked", attacked), ("photographed", photographed)):
-        if answers.dtype != torch.bool:
-            refuse(name, described(answers), "booleans of shape (N,): is each answer right?")
-    if not clean.shape == attacked.shape == photographed.shape:
-        shapes = tuple(tuple(t.shape) for t in (clean, attacked, photographed))
-        refuse("(clean, attacked, photographed)", shapes, "of one shape, (N,)")
-    adversarial = clean & ~attacked
-    if not adversarial.any():
-        return float("nan")
-    return (photographed & adversarial).sum().item() / adversarial.sum().item()
 
 
 class Sticker(nn.Module):

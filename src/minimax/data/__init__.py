@@ -4,9 +4,9 @@ Floor 2; called by chapters, attacks, the long experiments.
 """
 
 from minimax.data.imagenet import Pretrained, squeezenet, squeezenet_available
-from minimax.data.load import Data, available, load, names
 from minimax.data.messages import Messages
 from minimax.data.places import DataError
+from minimax.data.readers import Data, available, load, names
 
 __all__ = [
     "Data",

@@ -3,7 +3,7 @@
 Floor 2; called by chapters.
 """
 
-from minimax.figures.draw import flow, image_grid, perturbation, timeline
+from minimax.figures.draw import flow, image_grid, perturbation
 from minimax.figures.page import explore, show
 
-__all__ = ["explore", "flow", "image_grid", "perturbation", "show", "timeline"]
+__all__ = ["explore", "flow", "image_grid", "perturbation", "show"]

@@ -1,4 +1,4 @@
-"""Pictures that several chapters draw: image grids, perturbations, timelines, data flow."""
+"""Pictures that several chapters draw: image grids, perturbations, data flow."""
 
 from collections.abc import Mapping, Sequence
 
@@ -116,25 +116,6 @@ def _picture(axes: Axes, image: Tensor) -> None:
     pixels = image.detach().cpu().movedim(0, 2).clamp(0, 1)
     axes.imshow(pixels.expand(-1, -1, 3) if pixels.shape[2] == 1 else pixels)
     axes.axis("off")
-
-
-def timeline(events: Sequence[tuple[int, str]], width: float = 7.0) -> Figure:
-    """Return a line with one dot per event in order, the texts alternately above and below.
-
-    ``events`` are pairs of a year and a short text. The dots stand at equal distances, whatever the
-    years are, so that the texts have room. Introduced in *Adversarial examples*.
-    """
-    figure, axes = plt.subplots(figsize=(width, 2.9))
-    axes.plot([-0.5, len(events) - 0.5], [0, 0], color=plt.rcParams["text.color"])
-    for place, (year, text) in enumerate(events):
-        side, edge = (1, "bottom") if place % 2 == 0 else (-1, "top")
-        axes.plot([place, place], [0, 0.5 * side], color="C0")
-        axes.plot(place, 0, "o", color="C0")
-        axes.text(place, 0.6 * side, text, ha="center", va=edge, fontsize=9)
-        axes.text(place, -0.2 * side, str(year), ha="center", va="center", fontsize=9)
-    axes.set(ylim=(-1.7, 1.7), xlim=(-0.9, len(events) - 0.1))
-    axes.axis("off")
-    return figure
 
 
 def flow(

@@ -1,6 +1,6 @@
 """Who plays, and with what: ``Player`` and ``minibatches``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -103,13 +103,17 @@ class GameOptions(Options, total=False):
 def per_player(options: GameOptions, *players: str) -> list[dict[str, Any]]:
     """Return the options of each of ``players`` ("d", "g", "third"): the common ones and its own.
 
-    Raises ValueError for options of a player that does not play. Introduced in *The minimax game*.
+    Raises ValueError for options of a player that does not play, and for what are no options.
+    Introduced in *The minimax game*.
     """
     given: dict[str, Any] = {**options}
     own: dict[str, Any] = {name: given.pop(name) for name in ("d", "g", "third") if name in given}
+    for name, options_of in own.items():
+        if not isinstance(options_of, Mapping):
+            refuse(name, options_of, "a dictionary of options of that player")
     if absent := own.keys() - set(players):
         refuse("options", Words(f"given for {min(absent)!r}"), f"for {' or '.join(players)}")
-    return [given | dict(own.get(name, {})) for name in players]
+    return [given | {**own.get(name, {})} for name in players]
 
 
 def processes() -> int:
