@@ -97,8 +97,12 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, str], dict[st
     """What cells display: pairs of data and metadata, as a notebook would store them."""
     outputs: list[tuple[dict[str, str], dict[str, object]]] = []
 
-    def display(thing: object, metadata: dict[str, object] | None = None) -> None:
-        if hasattr(thing, "_repr_mimebundle_"):
+    def display(
+        thing: object, metadata: dict[str, object] | None = None, raw: bool = False
+    ) -> None:
+        if raw:
+            outputs.append((thing, metadata or {}))  # type: ignore[arg-type]
+        elif hasattr(thing, "_repr_mimebundle_"):
             outputs.append(thing._repr_mimebundle_())
         else:
             outputs.append(({"text/html": thing.data}, metadata or {}))  # type: ignore[attr-defined]

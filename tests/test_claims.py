@@ -86,15 +86,18 @@ def test_a_damaged_record_is_named(tmp_path, monkeypatch):
         recorded.run("c")
 
 
-def test_the_strip_shows_what_was_measured_and_says_what_was_not(tmp_path, monkeypatch, shown):
+def test_the_head_shows_what_was_measured_and_says_what_was_not(tmp_path, monkeypatch, shown):
     monkeypatch.setattr(recorded, "FOLDER", tmp_path)
-    recorded.run_time("c")
+    recorded.head("c")
     (tmp_path / "timings.json").write_text(
         '{"c": {"cpu": {"seconds": 41.2, "memory_gb": 1.04, "downloads_mb": 0.0, "date": "D"}}}',
         "utf-8",
     )
-    recorded.run_time("c")
+    recorded.head("c", ["A & B", "C"])
     texts = [data["text/html"] for data, _ in shown]
     assert texts[0].count("not measured yet") == 2
     assert "41 s, 1.0 GB of memory, downloads nothing (measured D)" in texts[1]
     assert texts[1].count("not measured yet") == 1
+    assert "Refers back" not in texts[0] and "Refers back to A &amp; B, C." in texts[1]
+    assert f"PyTorch {torch.__version__}" in texts[1]
+    assert shown[1][0]["text/plain"].splitlines()[1] == "Refers back to A & B, C."

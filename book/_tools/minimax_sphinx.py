@@ -5,6 +5,7 @@
 - ``{claims}`` and ``{tables}`` list what the executed chapters claimed and measured.
 - Chapters that the cache lacks are executed beside each other, one to a processor.
 - Without a repository address there are no launch buttons; Thebe is never loaded.
+- A chapter is read with the links of its text; notebooks have those of JupyterLab and Colab.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import sync
 from docutils import nodes
 from docutils.parsers.rst import Directive
 from jupyter_cache import get_cache
@@ -64,6 +66,13 @@ def execute_chapters(app: Sphinx) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     with ThreadPool(processes) as pool:
         pool.map(execute, uris, chunksize=1)
+
+
+def read_text(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Give a chapter the links of its text instead of those for viewers of notebooks."""
+    text = Path(app.srcdir) / f"{docname}.md"
+    if text in sync.sources():
+        source[0] = sync.paired(text, sync.stored(text.with_suffix(".ipynb")), viewers=False)
 
 
 def set_buttons(app: Sphinx, config: Any) -> None:
@@ -167,6 +176,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", set_cache, priority=100)
     app.connect("config-inited", set_buttons, priority=100)
     app.connect("builder-inited", execute_chapters)
+    app.connect("source-read", read_text)
     app.connect("doctree-resolved", fill_listings)
     app.connect("html-page-context", drop_thebe, priority=900)
     return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": False}

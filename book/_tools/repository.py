@@ -15,7 +15,6 @@ ADDRESS = re.compile(r"https://github\.com/[\w.-]+/[\w.-]+")
 PLACES = {
     "_config.yml": ("  url: ", "  url: "),
     "CITATION.cff": ("# repository-code: ", "repository-code: "),  # an empty one is not allowed
-    "book/*.md": ("REPOSITORY = ", "REPOSITORY = "),
 }
 
 

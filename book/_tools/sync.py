@@ -1,25 +1,63 @@
 """Brings each notebook in line with its text source: ``make sync``.
 
-The text is the source. Outputs are stripped, except those of cells tagged ``nbval-check-output``,
-which are kept while the cell's code is unchanged; ``--execute`` renews them.
+The text is the source. The code of each notebook begins with two generated cells: one installs the
+package where it is missing, as on Colab, and one says what the chapter takes. In notebooks, hidden
+code and solutions are folded for JupyterLab and Colab, and links are written as those viewers
+resolve them; the pages are built with the links of the text. Outputs are stripped, except those of
+cells tagged ``nbval-check-output``, which are kept while the cell's code is unchanged;
+``--execute`` renews them.
 """
 
 import argparse
+import hashlib
+import json
+import re
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import jupytext
 import nbformat
+import yaml
 from nbclient import NotebookClient
 
 BOOK = Path(__file__).parents[1]
 CHECKED = "nbval-check-output"
+INSTALL = '''REPOSITORY = "{address}"  # set by make repository
+try:
+    from minimax import recorded  # there is another package of that name
+except ImportError as error:
+    if not REPOSITORY:
+        raise ImportError(
+            f"This book's package minimax-book is not installed ({error}), "
+            "and this copy of the book names no repository to install it "
+            "from. Clone the book and run `pip install .` in its folder."
+        ) from None
+    %pip install --quiet "minimax-book[serve] @ git+{REPOSITORY}"
+    import sys
+    sys.modules.pop("minimax", None)  # what was found before'''
+HEAD = "from minimax import recorded\n\nrecorded.head({arguments})"
+LINK = re.compile(r"\]\(([^()\s]+)\)")
+TITLES = {"install": "The book's package", "solution": "Solution"}
 
 
 def sources() -> list[Path]:
-    """Return the text of every chapter that has code."""
-    texts = {path: path.read_text("utf-8") for path in sorted(BOOK.glob("*.md"))}
-    return [path for path, text in texts.items() if "\njupytext:" in text[:200]]
+    """Return the text of every chapter that has code, in the order of the table of contents."""
+    toc = yaml.safe_load((BOOK.parent / "_toc.yml").read_text("utf-8"))
+    files = [BOOK.parent / entry["file"] for part in toc["parts"] for entry in part["chapters"]]
+    paths = [file.with_suffix(".md") for file in files if file.suffix == ".ipynb"]
+    return [path for path in paths if path.exists()]
+
+
+def address() -> str:
+    """Return the repository's address, "" if none is set."""
+    settings = yaml.safe_load((BOOK.parent / "_config.yml").read_text("utf-8"))
+    return settings["repository"]["url"]
+
+
+def title(source: Path) -> str:
+    """Return the title of a chapter."""
+    return re.search(r"^# (.*)$", source.read_text("utf-8"), re.MULTILINE)[1]
 
 
 def stored(path: Path) -> dict[str, list]:
@@ -43,18 +81,145 @@ def outputs(notebook: nbformat.NotebookNode) -> dict[str, list]:
         if CHECKED in cell.metadata.get("tags", []):
             for output in cell.outputs:
                 output.pop("execution_count", None)
-            found[cell.source] = cell.outputs
+            found[bare(cell.source)] = cell.outputs
     return found
 
 
-def paired(source: Path, kept: dict[str, list]) -> str:
-    """Return the notebook that belongs to ``source``, with the outputs ``kept``, as text."""
+# --- the generated cells ----------------------------------------------------------------------
+
+
+def head(source: Path) -> list[nbformat.NotebookNode]:
+    """Return the two cells with which the code of a chapter begins."""
+    text, earlier = source.read_text("utf-8"), []
+    for path in sources()[: sources().index(source)]:
+        if f"]({path.stem}.ipynb" in text or f"*{title(path)}*" in text:
+            earlier.append(title(path))
+    install = nbformat.v4.new_code_cell(INSTALL.replace("{address}", address()))
+    names = ",\n    ".join(json.dumps(name, ensure_ascii=False) for name in earlier)
+    arguments = f'"{source.stem}"' + (f", [\n    {names}]" if earlier else "")
+    told = nbformat.v4.new_code_cell(HEAD.format(arguments=arguments))
+    install.metadata["tags"], told.metadata["tags"] = ["hide-cell", "install"], ["hide-input"]
+    return [install, told]
+
+
+def slow(source: Path) -> dict[str, float]:
+    """Return the seconds of the cells of a chapter that were slow when it was last timed."""
+    path = BOOK.parent / "src/minimax/recorded/timings.json"
+    timings = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return timings.get(source.stem, {}).get("cpu", {}).get("slow", {})
+
+
+def name_of(code: str) -> str:
+    """Return the name under which the time of a cell is recorded."""
+    return hashlib.sha256(bare(code).encode()).hexdigest()[:12]
+
+
+def bare(code: str) -> str:
+    """Return the code of a cell without the lines that are generated here."""
+    return re.sub(r"\A(# (@title .*|takes about .*)\n)+", "", code)
+
+
+def dressed(cell: nbformat.NotebookNode, seconds: dict[str, float]) -> None:
+    """Fold a cell that is tagged as hidden, and say before a slow one how long it takes."""
+    tags, lines = cell.metadata.get("tags", []), []
+    for tag, text in TITLES.items():
+        if tag in tags:
+            lines.append(f"# @title {text}")
+            cell.metadata["mystnb"] = dict.fromkeys(("code_prompt_show", "code_prompt_hide"), text)
+    if {"hide-input", "hide-cell"} & set(tags):
+        cell.metadata["jupyter"] = {"source_hidden": True}
+        cell.metadata["cellView"] = "form"
+    if "solution" in tags:
+        cell.metadata["jupyter"]["outputs_hidden"] = True
+    if taken := seconds.get(name_of(cell.source)):
+        lines.append(f"# takes about {taken:.0f} s on two cores")
+    cell.source = "\n".join([*lines, cell.source])
+
+
+# --- links ------------------------------------------------------------------------------------
+
+
+def headings(text: str) -> list[str]:
+    """Return the headings of Markdown ``text``, without those inside code."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"^#+ +(.*?)\s*$", text, re.MULTILINE)
+
+
+def slug(heading: str) -> str:
+    """Return the anchor that a page gives to ``heading``, as MyST and GitHub do."""
+    return re.sub(r"[^\w\- ]", "", plain(heading).lower()).replace(" ", "-")
+
+
+def anchor(heading: str) -> str:
+    """Return the anchor that JupyterLab gives to ``heading``."""
+    return plain(heading).replace(" ", "-")
+
+
+def plain(heading: str) -> str:
+    """Return ``heading`` without Markdown's marks."""
+    return re.sub(r"[*`]|\[(.*?)\]\(.*?\)", r"\1", heading)
+
+
+def for_viewers(text: str, source: Path, repository: str) -> str:
+    """Return Markdown ``text`` of ``source`` with links that JupyterLab, GitHub and Colab resolve.
+
+    Anchors are JupyterLab's. With an address of the repository, links to its files are absolute,
+    because Colab opens a notebook without the files beside it.
+    """
+
+    def rewritten(found: re.Match[str]) -> str:
+        path, mark, fragment = found[1].partition("#")
+        if re.match(r"\w+:", found[1]):
+            return found[0]
+        target = source if not path else (source.parent / path).resolve()
+        if mark and target.suffix in (".ipynb", ".md"):
+            lines = headings(target.with_suffix(".md").read_text("utf-8"))
+            matching = [line for line in lines if slug(line) == fragment]
+            fragment = quote(anchor(matching[0])) if matching else fragment
+        if path and repository:
+            path = f"{repository}/blob/main/{target.relative_to(BOOK.parent.resolve())}"
+        return f"]({path}{mark}{fragment})"
+
+    return LINK.sub(rewritten, text)
+
+
+def with_anchors(text: str, wanted: set[str]) -> str:
+    """Return ``text`` with a named anchor above each heading that is ``wanted``: Colab has none."""
+
+    def marked(found: re.Match[str]) -> str:
+        name = anchor(found[2])
+        return f'<a name="{name}"></a>\n\n{found[0]}' if name in wanted else found[0]
+
+    return re.sub(r"^(#+) +(.*?)\s*$", marked, text, flags=re.MULTILINE)
+
+
+# --- the notebook -----------------------------------------------------------------------------
+
+
+def paired(source: Path, kept: dict[str, list], *, viewers: bool = True) -> str:
+    """Return the notebook that belongs to ``source``, with the outputs ``kept``, as text.
+
+    The build of the pages reads it with ``viewers=False``: with the links of the text.
+    """
     notebook = jupytext.read(source)
+    first = next(i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code")
+    notebook.cells[first:first] = head(source)
+    seconds, repository = slow(source), address()
     for index, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{index:03d}"  # not random: the same text gives the same notebook
         if cell.cell_type == "code":
             cell.outputs = kept.get(cell.source, [])
             cell.execution_count = 1 if cell.outputs else None  # nbval wants outputs to have one
+            dressed(cell, seconds)
+        elif viewers:
+            cell.source = for_viewers(cell.source, source, repository)
+    if viewers:
+        texts = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
+        links = {link for cell in texts for link in LINK.findall(cell.source)}
+        wanted = {anchor(h) for cell in texts for h in headings(cell.source)}
+        wanted = {name for name in wanted if f"#{quote(name)}" in links}
+        for cell in texts:
+            cell.source = with_anchors(cell.source, wanted)
     notebook.metadata.pop("jupytext", None)
     notebook.metadata["language_info"] = {"name": "python"}
     return nbformat.writes(nbformat.from_dict(notebook), version=4) + "\n"

@@ -15,11 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nbformat
 from IPython.core.inputtransformer2 import TransformerManager
-from nbclient import NotebookClient
 
 from minimax import recorded
+from minimax.errors import needs
 from minimax.files import write_whole
 from minimax.recorded.origin import ROOT, checkpoint_folder, origin
 
@@ -38,6 +37,8 @@ def _notebook(chapter: str) -> Any:
     path = ROOT / "book" / f"{chapter}.ipynb"
     if not path.exists():
         raise SystemExit(f"There is no chapter {chapter!r} in {path.parent}; run this in a clone.")
+    with needs("record", "Reading a chapter"):
+        import nbformat
     return nbformat.read(path, as_version=4)
 
 
@@ -61,7 +62,10 @@ def paper_settings(chapter: str) -> list[str]:
 def execute(chapter: str, environment: Mapping[str, str]) -> tuple[Any, float, float, str]:
     """Execute ``chapter``; return its notebook, the seconds, the peak GB and the device used."""
     notebook = _notebook(chapter)
-    notebook.cells.append(nbformat.v4.new_code_cell(USED))
+    with needs("record", "Executing a chapter"):
+        from nbclient import NotebookClient
+        from nbformat.v4 import new_code_cell
+    notebook.cells.append(new_code_cell(USED))
     # A cell of a quick run takes seconds: one that takes minutes waits for a kernel that hangs.
     timeout = None if environment.get("MINIMAX_SCALE") == "paper" else 300
     where = {"metadata": {"path": ROOT / "book"}}

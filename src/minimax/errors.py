@@ -4,7 +4,8 @@ Floor 0; called by most rooms.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Integral
 from typing import Any, NamedTuple, NoReturn
 
@@ -18,6 +19,21 @@ class Words(NamedTuple):
     """What an error says of a value in words, where the value itself would say too little."""
 
     text: str
+
+
+@contextmanager
+def needs(extra: str, what: str) -> Iterator[None]:
+    """Import here what only an ``extra`` of the package installs, because ``what`` needs it.
+
+    Raises ModuleNotFoundError with one sentence that says how to install it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{what} needs the package {error.name}: pip install 'minimax-book[{extra}]'.",
+            name=error.name,
+        ) from None
 
 
 def refuse(argument: str, value: object, allowed: str) -> NoReturn:

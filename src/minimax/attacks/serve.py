@@ -6,17 +6,19 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import httpx
 import numpy as np
 import torch
-import uvicorn
-from fastapi import FastAPI, HTTPException, Request
-from fastapi.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect
 from torch import Tensor, nn
 
-from minimax.errors import check_count, check_model, check_number, described, refuse
+from minimax.errors import check_count, check_model, check_number, described, needs, refuse
 from minimax.evaluation import predict_proba
+
+with needs("serve", "A classifier behind HTTP"):
+    import httpx
+    import uvicorn
+    from fastapi import FastAPI, HTTPException, Request
+    from fastapi.concurrency import run_in_threadpool
+    from starlette.requests import ClientDisconnect
 
 LARGEST = 64_000_000  # bytes of one request
 

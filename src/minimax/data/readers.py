@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import numpy as np
 import torch
 from PIL import Image
@@ -23,7 +22,7 @@ from torchvision.transforms import v2
 from minimax.data import faces, imagenet, mixtures, scenes, signs
 from minimax.data.messages import SMS_FILE, Messages, drawn_messages, sms_spam
 from minimax.data.places import Need, cache, disk_fault, find, places, reading, verified, whole
-from minimax.errors import check_choice, check_count
+from minimax.errors import check_choice, check_count, needs
 
 Reader = Callable[..., "Data | Messages | Dataset[Any]"]
 
@@ -257,6 +256,8 @@ class _Bedrooms(Dataset[Tensor]):
 
     def __init__(self, path: Path, size: int) -> None:
         self.path, self.as_input = path, _centre(size)
+        with needs("data", "LSUN"):
+            import lmdb
         self.database = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
         with self.database.begin() as transaction:
             self.keys = list(transaction.cursor().iternext(values=False))

@@ -2,6 +2,7 @@
 
 A figure becomes inline SVG in which black is the page's own text colour, on a transparent ground:
 one picture for light and dark themes, in the book, in Jupyter and in Colab, with nothing to load.
+Beside it goes a still for viewers that show no such HTML, as GitHub's, and its text alternative.
 """
 
 import base64
@@ -16,7 +17,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib.pyplot as plt
-from IPython.display import HTML, display
+from IPython.display import display
 from matplotlib.axis import Tick
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
@@ -65,12 +66,14 @@ def show(figure: Figure, *, alt: str) -> None:
     matplotlib figure. Introduced in *How to use this book*.
     """
     markup = f'<figure style="margin:0">{_svg(figure, alt)}</figure>'
+    still = _still(figure)
+    plt.close(figure)
     if (size := len(markup.encode())) > LARGEST:
         raise ValueError(
             f"The figure has {size / 1e6:.1f} MB; it has to stay below {LARGEST / 1e6:g} MB: draw "
             "fewer points or smaller images, or give what has many parts rasterized=True."
         )
-    display(HTML(markup), metadata={"minimax_alt": alt})
+    _display(markup, still, alt, alt)
 
 
 def explore(
@@ -106,23 +109,42 @@ def explore(
     if unknown := sorted(set(labels or {}) - set(lists)):
         refuse("labels", Words(f"given for {unknown[0]!r}"), f"for {' or '.join(lists)}")
     first = {name: len(values) // 2 for name, values in lists.items()} | dict(start or {})
-    frames, alts = [], []
-    for chosen in itertools.product(*lists.values()):
-        values = dict(zip(lists, chosen, strict=True))
-        alts.append(alt(**values))
-        frames.append(_svg(draw(**values), alts[-1]))
-    markup = _explorable(frames, lists, labels or {}, first)
+    shown, frames, alts, still = 0, [], [], ""
+    for name, values in lists.items():
+        shown = shown * len(values) + first[name]
+    for index, chosen in enumerate(itertools.product(*lists.values())):
+        named = dict(zip(lists, chosen, strict=True))
+        alts.append(alt(**named))
+        figure = draw(**named)
+        frames.append(_svg(figure, alts[-1]))
+        still = _still(figure) if index == shown else still
+        plt.close(figure)
+    markup = _explorable(frames, shown, lists, labels or {}, first)
     if (size := len(markup.encode())) > LARGEST_EXPLORABLE:
         raise ValueError(
             f"The explorable figure has {size / 1e6:.1f} MB; it has to stay below "
             f"{LARGEST_EXPLORABLE / 1e6} MB: use fewer values ({len(frames)} frames) or smaller "
             "images."
         )
-    display(HTML(markup), metadata={"minimax_alt": alts})
+    text = f"{alts[shown]} (One of {len(frames)} pictures; sliders choose.)"
+    _display(markup, still, text, alts)
+
+
+def _display(markup: str, still: str, text: str, alt: str | list[str]) -> None:
+    bundle = {"text/html": markup, "image/png": still, "text/plain": text}
+    display(bundle, raw=True, metadata={"minimax_alt": alt})
+
+
+def _still(figure: Figure) -> str:
+    """Return ``figure`` as PNG in base64, on its own ground."""
+    file = io.BytesIO()
+    with plt.rc_context(STYLE):
+        figure.savefig(file, format="png", dpi=80)
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def _svg(figure: Figure, alt: str) -> str:
-    """Return ``figure`` as inline SVG and close it."""
+    """Return ``figure`` as inline SVG."""
     if not isinstance(figure, Figure):
         raise TypeError(f"figure is {type(figure).__name__}; it has to be a matplotlib Figure.")
     if not isinstance(alt, str) or len(alt.strip()) < 10:
@@ -131,7 +153,6 @@ def _svg(figure: Figure, alt: str) -> str:
     file = io.StringIO()
     with plt.rc_context(STYLE):
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    plt.close(figure)
     root = ElementTree.fromstring(file.getvalue())
     for element in list(root.iter()):
         for child in list(element):
@@ -249,15 +270,12 @@ def _smaller(link: str) -> str:
 
 def _explorable(
     frames: Sequence[str],
+    shown: int,
     axes: Mapping[str, Sequence[Any]],
     labels: Mapping[str, str],
     first: Mapping[str, int],
 ) -> str:
     key = "explore-" + hashlib.sha256("".join(frames).encode()).hexdigest()[:10]
-    sizes = [len(values) for values in axes.values()]
-    shown = 0
-    for name, size in zip(axes, sizes, strict=True):
-        shown = shown * size + first[name]
     pictures = "".join(
         f"<div data-frame{'' if index == shown else ' hidden'}>{frame}</div>"
         for index, frame in enumerate(frames)

@@ -6,13 +6,16 @@ folder: ``chapter.json`` is its run at paper scale, the others are what it reads
 Floor 2; called by chapters, attacks, the long experiments.
 """
 
+import datetime
 import html
 import json
+import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import torch
 from filelock import FileLock
 from IPython.display import HTML, display
 from safetensors import SafetensorError
@@ -21,6 +24,7 @@ from torch import Tensor
 
 from minimax.claims import number, table
 from minimax.files import write_whole
+from minimax.recorded.origin import processor
 
 FOLDER = Path(__file__).parent
 
@@ -95,13 +99,13 @@ def _write(name: str, data: bytes, folder: Path | None) -> None:
     write_whole(path, data)
 
 
-def run_time(chapter: str) -> None:
-    """Display what a quick run of ``chapter`` takes, as it was last measured.
+def head(chapter: str, uses: Sequence[str] = ()) -> None:
+    """Display what ``chapter`` takes at quick scale, what it ``uses``, and what executes it now.
 
     Introduced in *How to use this book*.
     """
     timings = (run("timings") or {}).get(chapter, {})
-    parts = []
+    takes = []
     for device, title in (("cpu", "two CPU cores"), ("gpu", "a GPU")):
         one = timings.get(device)
         text = "not measured yet"
@@ -111,8 +115,13 @@ def run_time(chapter: str) -> None:
                 f"{one['seconds']:.0f} s, {one['memory_gb']:.1f} GB of memory, downloads {fetched}"
             )
             text += f" (measured {one['date']})"
-        parts.append(f"on {title}: <strong>{html.escape(text)}</strong>")
-    display(HTML(f"<p>Quick scale {'; '.join(parts)}.</p>"))
+        takes.append(f"on {title}: {text}")
+    today, kernel = datetime.date.today().isoformat(), platform.python_version()
+    lines = [f"Quick scale {'; '.join(takes)}."]
+    lines += [f"Refers back to {', '.join(uses)}."] if uses else []
+    lines += [f"Executed {today}: Python {kernel}, PyTorch {torch.__version__}, {processor()}."]
+    markup = "<br>".join(html.escape(line) for line in lines)
+    display({"text/plain": "\n".join(lines), "text/html": f"<p>{markup}</p>"}, raw=True)
 
 
 def compare(
@@ -171,9 +180,9 @@ def _spread(values: Sequence[float] | None) -> str | None:
 __all__ = [
     "compare",
     "difference",
+    "head",
     "provenance",
     "run",
-    "run_time",
     "tensors",
     "write",
     "write_row",

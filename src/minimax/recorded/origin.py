@@ -4,6 +4,7 @@ import datetime
 import hashlib
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -101,3 +102,14 @@ def device_used() -> str:
             return torch.cuda.get_device_name(index)
     cores = torch.get_num_threads()
     return f"{cores} CPU core{'s' if cores > 1 else ''} ({platform.machine()})"
+
+
+def processor() -> str:
+    """Return the name of the machine's processor, as far as it is known.
+
+    Introduced in *How to use this book*.
+    """
+    about = Path("/proc/cpuinfo")
+    text = about.read_text("utf-8") if about.exists() else ""
+    named = re.search(r"^model name\s*: *(.+)$", text, re.MULTILINE)
+    return named[1] if named else platform.processor() or platform.machine()
