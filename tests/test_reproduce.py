@@ -333,6 +333,34 @@ def test_a_chapter_is_recorded_seed_by_seed_and_with_its_device(tmp_path, monkey
     assert not list((tmp_path / "temporary").iterdir())
 
 
+def test_a_slow_cell_is_recorded_and_its_notebook_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(recorded, "FOLDER", tmp_path / "src/minimax/recorded")
+    monkeypatch.setattr(chapters, "ROOT", tmp_path)
+    (tmp_path / "book/_tools").mkdir(parents=True)
+    toc = {"parts": [{"chapters": [{"file": "book/one.ipynb"}]}]}
+    (tmp_path / "_toc.yml").write_text(json.dumps(toc), "utf-8")
+    (tmp_path / "_config.yml").write_text('repository: {url: ""}', "utf-8")
+    shutil.copy(ROOT / "book/_tools/sync.py", tmp_path / "book/_tools")
+    cells = [":tags: [hide-cell, solution]\n\nimport time\ntime.sleep(0.3)", "print('quick')"]
+    code = "\n\n".join(f"```{{code-cell}} ipython3\n{cell}\n```" for cell in cells)
+    kernel = "kernelspec: {display_name: Python 3, language: python, name: python3}"
+    (tmp_path / "book/one.md").write_text(
+        f"---\njupytext: {{text_representation: {{extension: .md, format_name: myst}}}}\n"
+        f"{kernel}\n---\n\n# One\n\n{code}\n",
+        "utf-8",
+    )
+    sync = [sys.executable, str(tmp_path / "book/_tools/sync.py")]
+    subprocess.run(sync, check=True)
+    monkeypatch.setattr(chapters, "SLOW", 0.25)
+    for _ in range(2):  # a cell that says so already is found again
+        chapters.record_timings(["one"])
+        subprocess.run(sync, check=True)
+        notebook = nbformat.read(tmp_path / "book/one.ipynb", as_version=4)
+        slow, quick = (cell.source for cell in notebook.cells[-2:])
+        assert slow.startswith("# @title Solution\n# takes about 0 s on two cores\nimport time")
+        assert quick == "print('quick')"
+
+
 # --- the device -----------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@
 - Chapters that the cache lacks are executed beside each other, one to a processor.
 - Without a repository address there are no launch buttons; Thebe is never loaded.
 - A chapter is read with the links of its text; notebooks have those of JupyterLab and Colab.
+- From its page a chapter is saved as the executed notebook, or as its text.
 """
 
 import hashlib
@@ -95,6 +96,40 @@ def drop_thebe(
     ]  # fmt: skip
 
 
+def offer_text(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Offer the text of a chapter beside its notebook."""
+    if pagename not in dict(_notebooks(app)):
+        return
+    url = f"{context['pathto']('_sources', 1)}/{pagename}.md"
+    button = {"type": "link", "url": url, "text": ".md", "icon": "fas fa-file",
+              "tooltip": "Download the text", "label": "download-text-button"}  # fmt: skip
+    for group in context["header_buttons"]:
+        if group.get("label") == "download-buttons":
+            group["buttons"].insert(1, button)
+
+
+def write_downloads(app: Sphinx, error: Exception | None) -> None:
+    """Put the executed notebooks and their texts where the pages' buttons point, as files to save.
+
+    Without ``download`` a browser shows them in a tab.
+    """
+    if error or app.builder.name != "html" or app.config.nb_execution_mode != "cache":
+        return
+    cache, built = get_cache(app.config.nb_execution_cache_path), Path(app.outdir)
+    for document, path in _notebooks(app):
+        text = path.with_suffix(".md")
+        notebook = nbformat.reads(sync.paired(text, sync.stored(path)), as_version=4)
+        _, executed = cache.merge_match_into_notebook(notebook)
+        nbformat.write(executed, built / "_sources" / f"{document}.ipynb")
+        (built / "_sources" / f"{document}.md").write_bytes(text.read_bytes())
+        page = built / f"{document}.html"
+        link = re.compile(r'(<a href="[^"]*_sources/[^"]*")')
+        html = page.read_text("utf-8").replace(" download>", ">")
+        page.write_text(link.sub(r"\1 download", html), "utf-8")
+
+
 def records(app: Sphinx, kind: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield (document, title, record) for each claim or table of the executed chapters."""
     cache = get_cache(app.config.nb_execution_cache_path)
@@ -179,4 +214,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("source-read", read_text)
     app.connect("doctree-resolved", fill_listings)
     app.connect("html-page-context", drop_thebe, priority=900)
+    app.connect("html-page-context", offer_text, priority=900)
+    app.connect("build-finished", write_downloads)
     return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": False}

@@ -109,11 +109,6 @@ def slow(source: Path) -> dict[str, float]:
     return timings.get(source.stem, {}).get("cpu", {}).get("slow", {})
 
 
-def name_of(code: str) -> str:
-    """Return the name under which the time of a cell is recorded."""
-    return hashlib.sha256(bare(code).encode()).hexdigest()[:12]
-
-
 def bare(code: str) -> str:
     """Return the code of a cell without the lines that are generated here."""
     return re.sub(r"\A(# (@title .*|takes about .*)\n)+", "", code)
@@ -131,7 +126,7 @@ def dressed(cell: nbformat.NotebookNode, seconds: dict[str, float]) -> None:
         cell.metadata["cellView"] = "form"
     if "solution" in tags:
         cell.metadata["jupyter"]["outputs_hidden"] = True
-    if taken := seconds.get(name_of(cell.source)):
+    if taken := seconds.get(hashlib.sha256(cell.source.encode()).hexdigest()[:12]):
         lines.append(f"# takes about {taken:.0f} s on two cores")
     cell.source = "\n".join([*lines, cell.source])
 

@@ -4,6 +4,7 @@ Floor 5; called by reproduce, tests.
 """
 
 import ast
+import hashlib
 import json
 import os
 import re
@@ -11,7 +12,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from minimax.errors import needs
 from minimax.files import write_whole
 from minimax.recorded.origin import ROOT, checkpoint_folder, origin
 
+SLOW = 10.0  # seconds, from which on a cell says so before it runs
 USED = """import json, resource
 from minimax.recorded.origin import device_used
 print(json.dumps([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, device_used()]))"""
@@ -122,14 +125,29 @@ def record_timings(chapters: Sequence[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             empty = dict.fromkeys(("MINIMAX_DATA", "MINIMAX_CACHE", "TORCH_HOME"), folder)
             begun = origin()
-            _, seconds, memory, device = execute(chapter, empty | {"MINIMAX_SCALE": "quick"})
+            notebook, seconds, memory, device = execute(chapter, empty | {"MINIMAX_SCALE": "quick"})
             fetched = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+        slow = {name: taken for name, taken in _cells(notebook) if taken > SLOW}
         one = {
             "seconds": round(seconds, 1),
             "memory_gb": round(memory, 2),
             "downloads_mb": round(fetched / 1e6, 1),
+            "slow": slow,
         }
         kind = "cpu" if "CPU core" in device else "gpu"
         others = (recorded.run("timings") or {}).get(chapter, {})
         recorded.write_row("timings", chapter, others | {kind: one | begun | {"device": device}})
         print(f"{chapter}: {seconds:.0f} s, {memory:.2f} GB", file=sys.stderr)
+
+
+def _cells(notebook: Any) -> Iterator[tuple[str, float]]:
+    """Yield a name for each cell, made of the code as its text has it, and its seconds."""
+    for cell in notebook.cells:
+        if "execution" in cell.metadata:
+            began, ended = (
+                datetime.fromisoformat(cell.metadata["execution"][event])
+                for event in ("iopub.execute_input", "shell.execute_reply")
+            )
+            code = re.sub(r"^# (@title|takes about) .*\n", "", cell.source, flags=re.MULTILINE)
+            name = hashlib.sha256(code.encode()).hexdigest()[:12]
+            yield name, round((ended - began).total_seconds(), 1)
