@@ -44,7 +44,7 @@ repository: .venv/ready
 	@touch $@
 
 lock:
-	uv pip compile --universal --python-version 3.11 --no-emit-index-url --extra book --extra test \
+	uv pip compile --universal --python-version 3.11 --no-emit-index-url --all-extras \
 	  --custom-compile-command "make lock" --no-annotate --output-file requirements.lock pyproject.toml
 
 clean:
