@@ -1,7 +1,7 @@
 """What describes the package agrees: its metadata, environment.yml, the lock file, the address."""
 
 import ast
-import importlib.util
+import importlib
 import re
 import shutil
 import subprocess
@@ -13,25 +13,28 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from conftest import ROOT
 
 CONDA = {"torch": "pytorch-cpu", "lmdb": "python-lmdb", "matplotlib": "matplotlib-base"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-RANGES = [
-    Requirement(line)
-    for group in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
-    for line in group
-]
+GROUPS = {
+    name: [Requirement(line) for line in lines]
+    for name, lines in {
+        "core": PROJECT["dependencies"],
+        **PROJECT["optional-dependencies"],
+    }.items()
+}
+RANGES = [requirement for group in GROUPS.values() for requirement in group]
 
 
-def tool(name):
-    """One of the book's own tools, as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / "_tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def tool(monkeypatch):
+    """Import one of the book's own tools."""
+    monkeypatch.syspath_prepend(str(ROOT / "book/_tools"))
+    return importlib.import_module
 
 
 def pins():
@@ -62,17 +65,45 @@ def test_the_package_takes_ranges():
     assert next(str(r.specifier) for r in RANGES if r.name == "torch") == ">=2.8"
 
 
-def test_environment_has_the_same_packages_by_the_same_ranges():
-    lines = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))["dependencies"]
-    by_pip = next(line["pip"] for line in lines if isinstance(line, dict))
-    conda = {Requirement(line) for line in lines if isinstance(line, str)}
-    pip = {Requirement(line) for line in by_pip if not line.startswith("-")}
-    found = {r.name: r.specifier for r in conda | pip if r.name not in ("python", "pip")}
-    expected = {CONDA.get(r.name, r.name): r.specifier for r in RANGES}
-    assert found == expected
-    python = next(r for r in conda if r.name == "python")
-    assert str(python.specifier) == PROJECT["requires-python"]
-    assert "--editable ." in by_pip
+def environment(name):
+    """The Python of a file for conda, its packages by range, and the lines for pip."""
+    lines = yaml.safe_load((ROOT / name).read_text("utf-8"))["dependencies"]
+    by_pip = [one for line in lines if isinstance(line, dict) for one in line["pip"]]
+    python, pip, *rest = [line for line in lines if isinstance(line, str)]
+    assert pip == "pip"
+    named = rest + [line for line in by_pip if not line.startswith("-")]
+    return python, {r.name: r.specifier for r in map(Requirement, named)}, by_pip
+
+
+def expected(*groups):
+    return {CONDA.get(r.name, r.name): r.specifier for name in groups for r in GROUPS[name]}
+
+
+def test_environment_has_the_packages_of_chapters_and_pages_by_the_same_ranges():
+    _, found, by_pip = environment("environment.yml")
+    assert found == expected("core", "serve", "data", "record", "book")
+    assert by_pip[-1] == "--editable ."
+
+
+def test_binder_has_the_packages_of_chapters_alone():
+    _, found, by_pip = environment(".binder/environment.yml")
+    kernel = {name: expected("record", "book")[name] for name in ("ipykernel", "ipywidgets")}
+    assert found == expected("core", "serve") | kernel
+    assert by_pip == []
+    mode = subprocess.run(
+        ["git", "ls-files", "--stage", ".binder/postBuild"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert mode.startswith("100755"), "repo2docker runs it"
+    assert "pip install --no-deps .\n" in (ROOT / ".binder/postBuild").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", ["environment.yml", ".binder/environment.yml"])
+def test_conda_gets_one_version_of_python(name):
+    """repo2docker reads ``python=3.11``, and takes a version of its own where it sees a range."""
+    python, _, _ = environment(name)
+    version = re.fullmatch(r"python=(3\.\d+)", python)
+    assert version and version[1] in SpecifierSet(PROJECT["requires-python"])
 
 
 def test_no_index_and_no_path_of_a_machine_in_any_file():
@@ -117,25 +148,16 @@ URL = "https://github.com/someone/minimax"
 def copy(tmp_path):
     for name in ("_config.yml", "CITATION.cff"):
         shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "book").mkdir()
-    for path in (ROOT / "book").glob("*.md"):
-        shutil.copy(path, tmp_path / "book")
     return tmp_path
 
 
-def test_all_places_agree_with_the_one_that_counts():
+def test_all_places_agree_with_the_one_that_counts(tool):
     found = tool("repository").addresses(ROOT)
-    assert {path.name for path in found} >= {
-        "_config.yml",
-        "CITATION.cff",
-        "adversarial_examples.md",
-    }
-    assert set(found.values()) == {found[ROOT / "_config.yml"]}
-    chapters = [p for p in (ROOT / "book").glob("*.md") if "code-cell" in p.read_text("utf-8")]
-    assert set(chapters) <= set(found)
+    assert [path.name for path in found] == ["_config.yml", "CITATION.cff"]
+    assert set(found.values()) == {tool("sync").address()}
 
 
-def test_the_address_is_set_everywhere(copy):
+def test_the_address_is_set_everywhere(copy, tool):
     repository = tool("repository")
     for url in (URL, "https://github.com/someone.else/mini-max"):
         repository.set_address(copy, url)
@@ -153,7 +175,7 @@ def test_a_bad_address_is_refused(url):
     assert f"URL is '{url}'" in done.stderr
 
 
-def test_buttons_only_with_an_address():
+def test_buttons_only_with_an_address(tool):
     set_buttons = tool("minimax_sphinx").set_buttons
 
     def options(url):
@@ -168,15 +190,10 @@ def test_buttons_only_with_an_address():
     assert options(URL)["use_repository_button"]
 
 
-def test_the_install_cell_says_that_there_is_no_address(tmp_path):
-    source = (ROOT / "book/adversarial_examples.ipynb").read_text("utf-8")
-    assert "names no repository" in source
-
-
 # --- the execution cache --------------------------------------------------------------------
 
 
-def test_the_cache_is_keyed_by_package_lock_file_and_environment(tmp_path):
+def test_the_cache_is_keyed_by_package_lock_file_and_environment(tmp_path, tool):
     key = tool("minimax_sphinx").execution_key
     package = tmp_path / "src/minimax/recorded"
     package.mkdir(parents=True)
