@@ -4,8 +4,8 @@ The text is the source. The code of each notebook begins with two generated cell
 package where it is missing, as on Colab, and one says what the chapter takes. In notebooks, hidden
 code and solutions are folded for JupyterLab and Colab, and links are written as those viewers
 resolve them; the pages are built with the links of the text. Outputs are stripped, except those of
-cells tagged ``nbval-check-output``, which are kept while the cell's code is unchanged;
-``--execute`` renews them.
+cells tagged ``nbval-check-output`` and the first figure as a still, which GitHub shows: they are
+kept while the cell's code is unchanged, and ``--execute`` renews them.
 """
 
 import argparse
@@ -75,13 +75,18 @@ def renewed(source: Path) -> dict[str, list]:
 
 
 def outputs(notebook: nbformat.NotebookNode) -> dict[str, list]:
-    """Return the outputs of the checked cells, without what changes from run to run."""
-    found = {}
+    """Return the outputs to keep by the code of their cell: of the checked, and the first still."""
+    found, pictured = {}, False
     for cell in notebook.cells:
+        stills = [o for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
         if CHECKED in cell.metadata.get("tags", []):
             for output in cell.outputs:
                 output.pop("execution_count", None)
             found[bare(cell.source)] = cell.outputs
+        elif stills and not pictured:
+            data = {kind: stills[0].data[kind] for kind in ("image/png", "text/plain")}
+            found[bare(cell.source)] = [nbformat.v4.new_output("display_data", data)]
+            pictured = True
     return found
 
 
