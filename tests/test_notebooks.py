@@ -4,6 +4,7 @@ nbval executes them as they are: ``book`` is among the paths of pytest.
 """
 
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -86,6 +87,19 @@ def test_the_template(cells):
     assert len(solutions) >= 4
     assert all("hide-cell" in tags(cell) and "claim(" in cell.source for cell in solutions)
     assert "plt.show" not in source  # a figure leaves a cell through figures.show alone
+
+
+def test_the_head_names_the_earlier_chapters_that_introduce_what_is_used():
+    def named(chapter):
+        notebook = nbformat.read(ROOT / f"book/{chapter}.ipynb", as_version=4)
+        (head,) = [c.source for c in notebook.cells if "recorded.head(" in c.source]
+        return re.findall(r'"(.*?)"', head)
+
+    assert named("adversarial_examples") == ["adversarial_examples"]
+    assert named("defenses") == [  # pgd; hop_skip_jump
+        "defenses", "Adversarial examples", "Black-box and physical attacks",
+    ]  # fmt: skip
+    assert "Defenses" not in named("dcgan") and "The minimax game" in named("dcgan")
 
 
 @pytest.mark.seeds

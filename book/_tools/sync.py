@@ -9,10 +9,12 @@ kept while the cell's code is unchanged, and ``--execute`` renews them.
 """
 
 import argparse
+import ast
 import hashlib
 import json
 import re
 import sys
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -93,17 +95,37 @@ def outputs(notebook: nbformat.NotebookNode) -> dict[str, list]:
 # --- the generated cells ----------------------------------------------------------------------
 
 
+@cache
+def introduced() -> dict[str, str]:
+    """Return the title of the chapter that introduces each public name of the package."""
+    found = {}
+    for path in (BOOK.parent / "src/minimax").rglob("*.py"):
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                words = " ".join((ast.get_docstring(node) or "").split())
+                if said := re.search(r"Introduced in \*(.*?)\*", words):
+                    found[node.name] = said[1]
+    return found
+
+
+def uses(source: Path) -> list[str]:
+    """Return the titles of the earlier chapters that introduce what ``source`` uses or links to."""
+    text, names = source.read_text("utf-8"), set()
+    for line in re.findall(r"^from minimax[\w.]* import (\([^)]*\)|.*)$", text, re.M):
+        names |= set(re.findall(r"\w+", line))
+    names |= set(re.findall(r"\b(?:gans|figures|recorded|stabilisers)\.(\w+)", text))
+    from_there = {introduced().get(name) for name in names}
+    earlier = sources()[: sources().index(source)]
+    return [title(p) for p in earlier if title(p) in from_there or f"]({p.stem}.ipynb" in text]
+
+
 def head(source: Path) -> list[nbformat.NotebookNode]:
     """Return the two cells with which the code of a chapter begins."""
-    text, earlier = source.read_text("utf-8"), []
-    for path in sources()[: sources().index(source)]:
-        if f"]({path.stem}.ipynb" in text or f"*{title(path)}*" in text:
-            earlier.append(title(path))
     install = nbformat.v4.new_code_cell(INSTALL.replace("{address}", address()))
-    names = ",\n    ".join(json.dumps(name, ensure_ascii=False) for name in earlier)
-    arguments = f'"{source.stem}"' + (f", [\n    {names}]" if earlier else "")
+    names = ",\n    ".join(json.dumps(name, ensure_ascii=False) for name in uses(source))
+    arguments = f'"{source.stem}"' + (f", [\n    {names}]" if names else "")
     told = nbformat.v4.new_code_cell(HEAD.format(arguments=arguments))
-    install.metadata["tags"], told.metadata["tags"] = ["hide-cell", "install"], ["hide-input"]
+    install.metadata["tags"], told.metadata["tags"] = ["hide-cell", "install"], ["remove-input"]
     return [install, told]
 
 
@@ -126,7 +148,7 @@ def dressed(cell: nbformat.NotebookNode, seconds: dict[str, float]) -> None:
         if tag in tags:
             lines.append(f"# @title {text}")
             cell.metadata["mystnb"] = dict.fromkeys(("code_prompt_show", "code_prompt_hide"), text)
-    if {"hide-input", "hide-cell"} & set(tags):
+    if {"hide-input", "hide-cell", "remove-input"} & set(tags):
         cell.metadata["jupyter"] = {"source_hidden": True}
         cell.metadata["cellView"] = "form"
     if "solution" in tags:

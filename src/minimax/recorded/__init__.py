@@ -118,7 +118,7 @@ def head(chapter: str, uses: Sequence[str] = ()) -> None:
         takes.append(f"on {title}: {text}")
     today, kernel = datetime.date.today().isoformat(), platform.python_version()
     lines = [f"Quick scale {'; '.join(takes)}."]
-    lines += [f"Refers back to {', '.join(uses)}."] if uses else []
+    lines += [f"Uses what these introduce: {', '.join(uses)}."] if uses else []
     lines += [f"Executed {today}: Python {kernel}, PyTorch {torch.__version__}, {processor()}."]
     markup = "<br>".join(html.escape(line) for line in lines)
     display({"text/plain": "\n".join(lines), "text/html": f"<p>{markup}</p>"}, raw=True)
