@@ -8,6 +8,7 @@ import re
 import shutil
 import threading
 
+import nbformat
 import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -256,3 +257,20 @@ def test_the_page_fits_a_phone(chapter):
         assert width <= 390
     finally:
         chapter.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.parametrize("chapter", chapters())
+def test_a_chapter_is_saved_with_its_results_or_as_text(chapter):
+    """As files: without ``download`` a browser would show them in a tab."""
+    page = (HTML / f"book/{chapter}.html").read_text("utf-8")
+    links = re.findall(r'<a href="\.\./(_sources/[^"]*)"( download)?', page)
+    assert links == [(f"_sources/book/{chapter}{end}", " download") for end in (".ipynb", ".md")]
+    notebook = nbformat.read(HTML / links[0][0], as_version=4)
+    nbformat.validate(notebook)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    stills = [o for o in outputs if "image/png" in o.get("data", {})]
+    assert len(stills) == len(re.findall(r"<figure (style|data-explore)=", page)) > 4
+    assert all(len(still.data["text/plain"]) > 20 for still in stills)
+    assert len([o for o in outputs if "minimax_claim" in o.get("metadata", {})]) >= 12
+    text = (HTML / links[1][0]).read_text("utf-8")
+    assert text == (ROOT / f"book/{chapter}.md").read_text("utf-8")

@@ -107,6 +107,7 @@ def offer_text(
               "tooltip": "Download the text", "label": "download-text-button"}  # fmt: skip
     for group in context["header_buttons"]:
         if group.get("label") == "download-buttons":
+            group["buttons"][0]["tooltip"] = "Download the executed notebook"
             group["buttons"].insert(1, button)
 
 
