@@ -3,6 +3,8 @@
 # make test   runs the tests in two processes; it builds the book first, which some of them open in
 #             a browser, and which ran the chapters under seed 0: here they run under seed 1
 # make seeds  runs the chapters under one more seed
+# make launch  runs the chapters with the packages of Colab and of Binder, in environments of their own
+# make links  asks the addresses outside that the book points to
 # make sync   brings each notebook in line with its text source
 # make outputs  renews the stored outputs that the tests compare
 # make repository URL=https://github.com/OWNER/NAME   sets the address behind the launch buttons
@@ -13,7 +15,7 @@ BIN    := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TQDM_DISABLE := 1   # progress bars belong on a terminal, not in a page
 
-.PHONY: book test seeds sync outputs repository lock clean
+.PHONY: book test seeds launch links sync outputs repository lock clean
 
 book: export MINIMAX_DATA =
 book: .venv/ready
@@ -25,6 +27,12 @@ test: book
 
 seeds: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m seeds tests/test_notebooks.py
+
+launch: .venv/ready
+	$(BIN)/python -m pytest -m launch --durations 0 tests/test_launch.py
+
+links: .venv/ready
+	$(BIN)/python -m pytest -m links tests/test_links.py
 
 sync: .venv/ready
 	$(BIN)/python book/_tools/sync.py

@@ -106,6 +106,42 @@ def test_conda_gets_one_version_of_python(name):
     assert version and version[1] in SpecifierSet(PROJECT["requires-python"])
 
 
+# --- the workflow ---------------------------------------------------------------------------
+
+
+def test_the_workflow_tries_both_ends_of_the_ranges():
+    jobs = yaml.safe_load((ROOT / ".github/workflows/book.yml").read_text("utf-8"))["jobs"]
+    matrix = jobs["versions"]["strategy"]["matrix"]
+    assert "if" not in jobs["versions"], "each push, and weekly"
+    assert f">={matrix['python'][0]}" == PROJECT["requires-python"]
+    least = {r.name: str(r.specifier).removeprefix(">=") for r in GROUPS["core"]}
+    oldest = f"torch=={least['torch']}.* torchvision=={least['torchvision']}.*"
+    assert matrix["include"] == [{"python": matrix["python"][0], "torch": oldest}]
+    assert matrix["torch"] == ["torch torchvision"]
+    steps = [step.get("run") for step in jobs["weekly"]["steps"]]
+    assert {"make links", "make seeds", "make launch"} <= set(steps)
+
+
+@pytest.mark.parametrize("present", ["chromedriver google-chrome", "chromedriver chromium", ""])
+def test_ci_installs_a_browser_only_where_there_is_none(tmp_path, present):
+    """Ubuntu has no package chromium-driver; GitHub's machines have Chrome with its driver."""
+    for name in (*present.split(), "sudo", "apt-get", "make"):
+        program = tmp_path / name
+        program.write_text(f'#!/bin/sh\necho {name} "$@"\n', "utf-8")
+        program.chmod(0o755)
+    for name in ("bash", "dirname", "sh"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    done = subprocess.run(
+        ["bash", ROOT / ".ci/run"], env={"PATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "make test"
+    assert ("apt-get" in done.stdout) == (not present)
+
+
+# --- what no file holds ---------------------------------------------------------------------
+
+
 def test_no_index_and_no_path_of_a_machine_in_any_file():
     listed = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
