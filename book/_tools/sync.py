@@ -173,8 +173,12 @@ def slug(heading: str) -> str:
 
 
 def anchor(heading: str) -> str:
-    """Return the anchor that JupyterLab gives to ``heading``."""
-    return plain(heading).replace(" ", "-")
+    """Return the fragment that leads to ``heading`` in JupyterLab.
+
+    It compares a fragment with its headings as it stands: quoted is only what a browser quotes,
+    and parentheses, which end a link in Markdown.
+    """
+    return quote(plain(heading).replace(" ", "-"), safe="!$&'*+,/:;=?@")
 
 
 def plain(heading: str) -> str:
@@ -197,7 +201,7 @@ def for_viewers(text: str, source: Path, repository: str) -> str:
         if mark and target.suffix in (".ipynb", ".md"):
             lines = headings(target.with_suffix(".md").read_text("utf-8"))
             matching = [line for line in lines if slug(line) == fragment]
-            fragment = quote(anchor(matching[0])) if matching else fragment
+            fragment = anchor(matching[0]) if matching else fragment
         if path and repository:
             path = f"{repository}/blob/main/{target.relative_to(BOOK.parent.resolve())}"
         return f"]({path}{mark}{fragment})"
@@ -206,11 +210,16 @@ def for_viewers(text: str, source: Path, repository: str) -> str:
 
 
 def with_anchors(text: str, wanted: set[str]) -> str:
-    """Return ``text`` with a named anchor above each heading that is ``wanted``: Colab has none."""
+    """Return ``text`` with an anchor above each heading that is ``wanted``.
+
+    Colab's headings have none, it looks for names; those of VS Code are in lower case, it looks for
+    ids.
+    """
 
     def marked(found: re.Match[str]) -> str:
         name = anchor(found[2])
-        return f'<a name="{name}"></a>\n\n{found[0]}' if name in wanted else found[0]
+        mark = f'<a id="{name}" name="{name}"></a>\n\n' if name in wanted else ""
+        return mark + found[0]
 
     return re.sub(r"^(#+) +(.*?)\s*$", marked, text, flags=re.MULTILINE)
 
@@ -239,7 +248,7 @@ def paired(source: Path, kept: dict[str, list], *, viewers: bool = True) -> str:
         texts = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
         links = {link for cell in texts for link in LINK.findall(cell.source)}
         wanted = {anchor(h) for cell in texts for h in headings(cell.source)}
-        wanted = {name for name in wanted if f"#{quote(name)}" in links}
+        wanted = {name for name in wanted if f"#{name}" in links}
         for cell in texts:
             cell.source = with_anchors(cell.source, wanted)
     notebook.metadata.pop("jupytext", None)
