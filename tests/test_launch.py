@@ -138,11 +138,7 @@ def test_without_extras_the_package_works(python):
     ("extra", "code"),
     [
         ("serve", "from minimax.attacks.serve import LabelServer"),
-        pytest.param(
-            "data",
-            "from minimax.data import load; load('lsun_bedroom', split='test')",
-            marks=pytest.mark.xfail(strict=True, reason="minimax.data calls the files damaged"),
-        ),
+        ("data", "from minimax.data import load; load('lsun_bedroom', split='test')"),
         ("record", "from minimax import chapters; chapters.execute('dcgan', {})"),
         ("record", "from minimax import reproduce; reproduce.main(['list'])"),
     ],

@@ -254,11 +254,8 @@ def _celeba(split: str, size: int = 64) -> Dataset[Any]:
 class _Bedrooms(Dataset[Tensor]):
     """The images of an LSUN database. torchvision's reader would pickle its keys beside them."""
 
-    def __init__(self, path: Path, size: int) -> None:
-        self.path, self.as_input = path, _centre(size)
-        with needs("data", "LSUN"):
-            import lmdb
-        self.database = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
+    def __init__(self, database: Any, path: Path, size: int) -> None:
+        self.database, self.path, self.as_input = database, path, _centre(size)
         with self.database.begin() as transaction:
             self.keys = list(transaction.cursor().iternext(values=False))
         if not self.keys:
@@ -277,8 +274,11 @@ class _Bedrooms(Dataset[Tensor]):
 def _lsun(split: str, size: int = 64) -> Dataset[Any]:
     """LSUN bedrooms from their LMDB, read one by one; test is LSUN's validation set."""
     path = find(LSUN, f"bedroom_{'train' if split == 'train' else 'val'}_lmdb")
+    with needs("data", "LSUN"):
+        import lmdb
     with reading(LSUN, path):
-        return _Bedrooms(path, size)
+        opened = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
+        return _Bedrooms(opened, path, size)
 
 
 # --- local forms, only in the folder MINIMAX_DATA -------------------------------------------
