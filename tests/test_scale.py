@@ -43,3 +43,26 @@ def test_a_bad_seed_is_refused_by_name(monkeypatch, value):
     monkeypatch.setenv("MINIMAX_SEED", value)
     with pytest.raises(ValueError, match="MINIMAX_SEED is"):
         seed()
+
+
+def test_what_takes_seconds_is_loaded_once_it_is_used(python):
+    """torchvision loads torch's compiler; the first cell of a chapter waits for it."""
+    heavy = [
+        "torchvision",
+        "sklearn",
+        "scipy.optimize",
+        "scipy.stats",
+        "nbclient",
+        "fastapi",
+        "lmdb",
+    ]
+    code = f"""
+import sys
+from minimax import attacks, claim, collapse, dcgan, defenses, figures, game, gans, recorded
+from minimax.data import load
+print([name for name in {heavy} if name in sys.modules])
+load("ring"), load("digits")
+print("sklearn" in sys.modules)
+"""
+    done = python(code)
+    assert done.stdout.splitlines() == ["[]", "True"], done.stderr

@@ -10,7 +10,8 @@ import pytest
 from conftest import ROOT
 
 INTERNAL = (  # not called from chapters
-    "errors files places mixtures signs faces chapters reproduce arena side engine checkpoints"
+    "errors files later places mixtures signs faces "
+    "chapters reproduce arena side engine checkpoints"
 ).split()
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 
@@ -33,7 +34,7 @@ def test_tools(command):
 
 def test_the_package_stays_small():
     assert max(len(path.read_text("utf-8").splitlines()) for path in SOURCES) <= 500
-    assert sum(code_lines(path) for path in SOURCES) < 6100  # for nine chapters
+    assert sum(code_lines(path) for path in SOURCES) < 6200  # for nine chapters
 
 
 def code_lines(path):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchvision.transforms.v2.functional import resize
 
 from minimax import recorded
 from minimax.data import Data, load
@@ -20,9 +19,11 @@ from minimax.game import History, minibatches, parallel, play
 from minimax.game.engine import bf16_pays
 from minimax.game.player import processes
 from minimax.gans import non_saturating
+from minimax.later import Later
 from minimax.networks import DCGANDiscriminator, DCGANGenerator
 from minimax.recorded.origin import checkpoint_folder, device_used, origin
 
+v2 = Later("torchvision.transforms.v2")
 STEPS: dict[str, Any] = {"lr": 2e-4, "betas": (0.5, 0.999), "average": 0.999}
 DCGANS: dict[str, dict[str, Any]] = {
     "digits": {"size": 16, "features": 32, "rounds": 4_000},
@@ -55,7 +56,7 @@ def dcgan_images(data: str) -> Any:
         return loaded.x if isinstance(loaded, Data) else loaded
     images = load(data).x
     if images.shape[-2:] != (size, size):
-        images = resize(images, [size, size], antialias=True)
+        images = v2.functional.resize(images, [size, size], antialias=True)
     return images
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Unpack
 
 import torch
-from scipy.stats import beta, norm
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
@@ -29,7 +28,10 @@ from minimax.errors import (
 )
 from minimax.evaluation import evaluating, statistics_held
 from minimax.game import Options, Player
+from minimax.later import Later
 from minimax.scale import device_of
+
+stats = Later("scipy.stats")
 
 
 def _positive(argument: str, value: float) -> float:
@@ -248,7 +250,7 @@ def certify(
         for image in x:
             guess = int(votes(image, first).argmax())
             hits = int(votes(image, samples)[guess])
-            p = float(beta.ppf(alpha, hits, samples - hits + 1)) if hits else 0.0
+            p = float(stats.beta.ppf(alpha, hits, samples - hits + 1)) if hits else 0.0
             labels.append(guess if p > 0.5 else -1)
-            radii.append(sigma * float(norm.ppf(p)) if p > 0.5 else 0.0)
+            radii.append(sigma * float(stats.norm.ppf(p)) if p > 0.5 else 0.0)
     return Certified(torch.tensor(labels), torch.tensor(radii))

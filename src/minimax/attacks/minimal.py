@@ -5,13 +5,15 @@ Images are float tensors in [0, 1] of shape (N, …). Introduced in *Adversarial
 
 import numpy as np
 import torch
-from scipy.optimize import Bounds, minimize
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from minimax.attacks.gradient import check_gradient, differentiable, frozen
 from minimax.errors import check_count, check_images, check_number, logits_of
+from minimax.later import Later
+
+optimize = Later("scipy.optimize")
 
 
 def lbfgs(
@@ -66,9 +68,9 @@ def _lbfgs_one(
             slope = 2 * c * r + gradient.flatten().double().cpu().numpy()
             return c * (r @ r) + loss.item(), slope
 
-        options = {"maxiter": steps}
-        end = minimize(
-            objective, origin, jac=True, method="L-BFGS-B", bounds=Bounds(0, 1), options=options
+        options, box = {"maxiter": steps}, optimize.Bounds(0, 1)
+        end = optimize.minimize(
+            objective, origin, jac=True, method="L-BFGS-B", bounds=box, options=options
         )
         image = as_image(end.x).clamp(0, 1)
         if model(image).argmax(1).item() != target.item():

@@ -10,10 +10,11 @@ from numbers import Integral
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import v2
-from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from minimax.errors import Words, check_count, check_number, check_pixels, refuse
+from minimax.later import Later
+
+v2 = Later("torchvision.transforms.v2")
 
 # What a cheap printer can mix: black, white, grey, and three saturations of six hues.
 PRINTABLE = torch.tensor(
@@ -75,8 +76,8 @@ class PrintAndPhotograph(nn.Module):
 
 def _as_jpeg(image: Tensor, quality: int) -> Tensor:
     file = io.BytesIO()
-    to_pil_image(image.cpu()).save(file, "JPEG", quality=quality)
-    return pil_to_tensor(Image.open(file)).float() / 255
+    v2.functional.to_pil_image(image.cpu()).save(file, "JPEG", quality=quality)
+    return v2.functional.pil_to_tensor(Image.open(file)).float() / 255
 
 
 class Through(nn.Module):

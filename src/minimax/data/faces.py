@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from minimax.errors import check_count
+from minimax.later import Later
 
+v2 = Later("torchvision.transforms.v2")
 SIDE = 96  # pixels in which a face is drawn
 SEEDS = {"train": 1, "test": 2}
 LOOKS = ("left", "straight", "right")
@@ -66,7 +67,7 @@ def draw_face(attributes: Mapping[str, Any], size: int = 32) -> Tensor:
     else:
         pen.line((x - half, y, x + half, y), fill="#a02c2c", width=4)
     image = image.resize((size, size), Image.Resampling.BOX if size < SIDE else None)
-    return pil_to_tensor(image).float() / 255
+    return v2.functional.pil_to_tensor(image).float() / 255
 
 
 def _darker(colour: str) -> str:

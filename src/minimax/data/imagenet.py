@@ -3,35 +3,21 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.models import SqueezeNet1_0_Weights, SqueezeNet1_1_Weights
-from torchvision.models import squeezenet1_0 as _squeezenet1_0
-from torchvision.models import squeezenet1_1 as _squeezenet1_1
-from torchvision.transforms import v2
 
 from minimax.data.places import DataError, Need, disk_fault, find, places, reading, whole
 from minimax.errors import check_choice
+from minimax.later import Later
 from minimax.networks import Normalise
 
 SAMPLES = "photos/samples.json"
 PHOTOGRAPHS = Need("imagenet_photographs", "5 MB, 40 photographs", "photographs")
-NETWORKS = {
-    "1_0": (_squeezenet1_0, SqueezeNet1_0_Weights.IMAGENET1K_V1),
-    "1_1": (_squeezenet1_1, SqueezeNet1_1_Weights.IMAGENET1K_V1),
-}
-# The preprocessing that torchvision documents for these weights; a photograph stays in [0, 1].
-AS_INPUT = v2.Compose(
-    [
-        v2.Resize(256, antialias=True),
-        v2.CenterCrop(224),
-        v2.ToImage(),
-        v2.ToDtype(torch.float32, scale=True),
-    ]
-)
+VERSIONS = ("1_0", "1_1")
+models, v2 = Later("torchvision.models"), Later("torchvision.transforms.v2")
 
 
 class Pretrained(NamedTuple):
@@ -54,13 +40,13 @@ def squeezenet(version: str = "1_1", *, download: bool = False) -> Pretrained:
     Raises DataError if they can't be had or are damaged, ValueError for an unknown version.
     Introduced in *Adversarial examples*.
     """
-    check_choice("version", version, tuple(NETWORKS))
-    build, weights = NETWORKS[version]
+    check_choice("version", version, VERSIONS)
+    weights = _weights(version)
     need = _need(version)
     path = _weights_file(need, weights.url, download)
     with reading(need, path):
         state = torch.load(path, map_location="cpu", weights_only=True)
-        network = build()
+        network = getattr(models, f"squeezenet{version}")()
         network.load_state_dict(state)
     mean_sd = weights.transforms()
     model = nn.Sequential(Normalise(mean_sd.mean, mean_sd.std), network).eval()
@@ -73,12 +59,15 @@ def squeezenet_available(version: str = "1_1", *, download: bool = False) -> boo
     With ``download`` they are fetched now if they don't. Raises ValueError for an unknown version.
     Introduced in *Adversarial examples*.
     """
-    check_choice("version", version, tuple(NETWORKS))
-    url = NETWORKS[version][1].url
+    url = _weights(check_choice("version", version, VERSIONS)).url
     try:
         return _weights_file(_need(version), url, download).exists()
     except DataError:
         return False
+
+
+def _weights(version: str) -> Any:
+    return getattr(models, f"SqueezeNet{version}_Weights").IMAGENET1K_V1
 
 
 def _need(version: str) -> Need:
@@ -138,4 +127,14 @@ def load_photographs() -> tuple[Tensor, Tensor, list[str]]:
 
 def _photograph(path: Path) -> Tensor:
     with reading(PHOTOGRAPHS, path), Image.open(path) as image:
-        return AS_INPUT(image.convert("RGB"))
+        return as_input(image.convert("RGB"))
+
+
+def as_input(image: Image.Image | Tensor) -> Tensor:
+    """Return ``image`` (3, 224, 224) as torchvision's networks want it, but in [0, 1].
+
+    Introduced in *Adversarial examples*.
+    """
+    scaled = v2.ToDtype(torch.float32, scale=True)
+    steps = [v2.Resize(256, antialias=True), v2.CenterCrop(224), v2.ToImage(), scaled]
+    return v2.Compose(steps)(image)

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchvision.datasets.utils import calculate_md5, download_url
-
 from minimax.errors import refuse
+from minimax.later import Later
 
+utils = Later("torchvision.datasets.utils")
 DISK = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
 
 
@@ -105,7 +105,7 @@ def verified(need: Need, relative: str, md5: str, urls: list[str]) -> Path:
         if not path.exists():
             continue
         with reading(need, path):
-            found = calculate_md5(path)
+            found = utils.calculate_md5(path)
         if found == md5:
             return path
         if place != cache():
@@ -118,7 +118,7 @@ def verified(need: Need, relative: str, md5: str, urls: list[str]) -> Path:
         failures = []
         for url in urls:
             try:
-                download_url(url, str(folder), filename=target.name, md5=md5)
+                utils.download_url(url, str(folder), filename=target.name, md5=md5)
                 return folder / target.name
             except (OSError, RuntimeError) as error:
                 if disk_fault(error):

@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from sklearn import datasets as sklearn_datasets
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision import datasets as tv
-from torchvision.transforms import v2
 
 from minimax.data import faces, imagenet, mixtures, scenes, signs
 from minimax.data.messages import SMS_FILE, Messages, drawn_messages, sms_spam
 from minimax.data.places import Need, cache, disk_fault, find, places, reading, verified, whole
 from minimax.errors import check_choice, check_count, needs
+from minimax.later import Later
 
+sklearn_datasets = Later("sklearn.datasets")
+tv, v2 = Later("torchvision.datasets"), Later("torchvision.transforms.v2")
 Reader = Callable[..., "Data | Messages | Dataset[Any]"]
 
 
@@ -126,7 +126,7 @@ def _stacked(base: str, split: str, count: int = 50_000, **options: Any) -> Data
 def _photographs(split: str) -> Data:
     """scikit-learn's two photographs, as SqueezeNet wants them: 224×224."""
     images = sklearn_datasets.load_sample_images().images
-    x = torch.stack([imagenet.AS_INPUT(Image.fromarray(image)) for image in images])
+    x = torch.stack([imagenet.as_input(Image.fromarray(image)) for image in images])
     return Data(x, torch.arange(2), ("temple", "flower"))
 
 
@@ -161,15 +161,16 @@ def _mixture(sampler: Callable[..., Any], split: str, **options: Any) -> Data:
 # --- downloaded through torchvision ---------------------------------------------------------
 
 
-def _idx(need: Need, dataset: type[tv.MNIST], split: str) -> Data:
+def _idx(need: Need, name: str, split: str) -> Data:
     """Read MNIST's format from its four gzip files, each checked against torchvision's MD5."""
+    dataset = getattr(tv, name)
     files = dict(dataset.resources)
     kind = "train" if split == "train" else "t10k"
 
     def read(part: str, header: int) -> np.ndarray:
         filename = f"{kind}-{part}.gz"
         urls = [mirror + filename for mirror in dataset.mirrors]
-        path = verified(need, f"{dataset.__name__}/raw/{filename}", files[filename], urls)
+        path = verified(need, f"{name}/raw/{filename}", files[filename], urls)
         with reading(need, path):
             return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header)
 
@@ -233,7 +234,7 @@ def _gtsrb(split: str, size: int = 32) -> Data:
     return Data(x, y, (), {"track": track})
 
 
-def _centre(size: int) -> v2.Compose:
+def _centre(size: int) -> Callable[[Any], Tensor]:
     """Return the transform of the large data sets: resize, cut the centre, scale to [0, 1]."""
     size = check_count("size", size)
     return v2.Compose(
@@ -403,9 +404,9 @@ READERS: dict[str, Reader] = {
     "turning_faces": _turning_faces,
     "scenes": _scenes,
     "eyes": _eyes,
-    "mnist": partial(_idx, MNIST, tv.MNIST),
+    "mnist": partial(_idx, MNIST, "MNIST"),
     "stacked_mnist": partial(_stacked, "mnist"),
-    "fashion_mnist": partial(_idx, FASHION_MNIST, tv.FashionMNIST),
+    "fashion_mnist": partial(_idx, FASHION_MNIST, "FashionMNIST"),
     "cifar10": _cifar10,
     "svhn": _svhn,
     "gtsrb": _gtsrb,

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision.transforms.v2.functional import gaussian_blur
 
 from minimax.errors import check_choice, check_count
+from minimax.later import Later
 
+v2 = Later("torchvision.transforms.v2")
 SEEDS = {"train": 1, "test": 2}
 CLASSES = ("sky", "grass", "wall", "roof", "window", "door", "tree")
 PAINT = torch.tensor(
@@ -126,7 +127,7 @@ def drawn_eyes(
         eye = eye + (1 - eye) * 0.8 * glint * inside
         eye = eye * (1 + uniform(-0.3, 0.3) * x / 1.67) * uniform(0.85, 1.15)
         eye = eye + 0.05 * torch.randn(eye.shape, generator=generator) * (1 - 0.5 * inside)
-        eye = gaussian_blur(eye[:, None], [3, 3], [0.7, 0.7])[:, 0]
+        eye = v2.functional.gaussian_blur(eye[:, None], [3, 3], [0.7, 0.7])[:, 0]
     return eye.clamp(0, 1)[:, None], torch.full((count,), int(real)), {"gaze": gaze}
 
 

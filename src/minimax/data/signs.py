@@ -6,10 +6,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, interpolate
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from minimax.errors import check_count, refuse
+from minimax.later import Later
 
+v2 = Later("torchvision.transforms.v2")
 CLASSES = ("stop", "give way", "no entry", "priority", "30", "50", "turn right", "ahead only")
 RED, BLUE, YELLOW, WHITE, BLACK = "#c1121f", "#1d4e89", "#f2b705", "#f4f4f4", "#1b1b1b"
 SIDE = 192  # pixels in which the fronts are drawn
@@ -22,8 +23,10 @@ def fronts(size: int = 96) -> Tensor:
     Introduced in *Black-box and physical attacks*.
     """
     size = check_count("size", size, at_least=8)
-    drawn = torch.stack([pil_to_tensor(_draw(name)) for name in CLASSES]).float() / 255
-    return interpolate(drawn, (size, size), mode="bilinear", antialias=True).clamp(0, 1)
+    drawn = torch.stack([v2.functional.pil_to_tensor(_draw(name)) for name in CLASSES])
+    return interpolate(drawn.float() / 255, (size, size), mode="bilinear", antialias=True).clamp(
+        0, 1
+    )
 
 
 def _draw(name: str) -> Image.Image:
