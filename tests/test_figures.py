@@ -1,3 +1,5 @@
+import base64
+import io
 import re
 from xml.etree import ElementTree
 
@@ -5,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from minimax import figures
 
@@ -415,3 +418,20 @@ def test_black_data_on_a_dark_ground_stay_black(markup):
         axes.plot([0, 1], [0, 1], color="black")
         html = markup(lambda: figures.show(fig, alt="A black line on a dark ground."))
     assert "#000000" in html
+
+
+def test_a_figure_leaves_its_cell_as_a_still_too(shown):
+    """For viewers without such HTML; of an explorable figure, the frame that is seen first."""
+
+    def draw(grey):
+        figure = plt.figure(figsize=(1, 1), facecolor=str(grey))
+        return figure
+
+    figures.show(draw(0.2), alt="A square in dark grey.")
+    figures.explore(draw, grey=[0.2, 0.4, 0.8], start={"grey": 1}, alt="A square, {grey}.".format)
+    for (data, _), grey, words in zip(shown, (0.2, 0.4), ("dark grey.", "0.4."), strict=True):
+        still = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("L")
+        assert still.getextrema() == (round(255 * grey), round(255 * grey))
+        assert words in data["text/plain"] and "<figure" in data["text/html"]
+    assert "One of 3 pictures" in shown[1][0]["text/plain"]
+    assert not plt.get_fignums()

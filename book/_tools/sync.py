@@ -25,7 +25,7 @@ from nbclient import NotebookClient
 
 BOOK = Path(__file__).parents[1]
 CHECKED = "nbval-check-output"
-INSTALL = '''REPOSITORY = "{address}"  # set by make repository
+INSTALL = """REPOSITORY = "{address}"  # set by make repository
 try:
     from minimax import recorded  # there is another package of that name
 except ImportError as error:
@@ -37,7 +37,7 @@ except ImportError as error:
         ) from None
     %pip install --quiet "minimax-book[serve] @ git+{REPOSITORY}"
     import sys
-    sys.modules.pop("minimax", None)  # what was found before'''
+    sys.modules.pop("minimax", None)  # what was found before"""
 HEAD = "from minimax import recorded\n\nrecorded.head({arguments})"
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 TITLES = {"install": "The book's package", "solution": "Solution"}
