@@ -58,6 +58,16 @@ def test_every_range_holds_the_pinned_version():
     assert pinned["torchvision"] == ["0.29.2"]
 
 
+def test_what_readme_leaves_out_for_cpus_is_torch_and_what_only_gpus_want():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    pattern = re.compile(re.search(r"grep -vE '(.+?)' requirements.lock", readme)[1])
+    left_out = {name for name in pins() if pattern.match(name)}
+    wanted = {name for name in pins() if re.search("cuda|nvidia|triton", name)}
+    assert left_out == wanted | {"torch", "torchvision"}
+    for name in ("torch", "torchvision"):
+        assert f"{name}=={pins()[name][0]}" in readme
+
+
 def test_the_package_takes_ranges():
     for requirement in RANGES:
         assert "==" not in str(requirement.specifier)
