@@ -164,13 +164,13 @@ def dcgan_runs(
     runs = {
         "PyTorch's example": theirs(nn.Sequential(D, nn.Sigmoid()), bf16=False),
         "the same in bf16": theirs(D, bf16=True),
-        "play": ours(graph=False),
-        "play, channels last": ours(channels_last=True, graph=False),
-        "play, channels last, bf16": ours(channels_last=True, bf16=True, graph=False),
+        "play": ours(),
+        "play, channels last": ours(channels_last=True),
+        "play, channels last, bf16": ours(channels_last=True, bf16=True),
     }
     if DEVICE.type == "cuda":
-        runs["play, channels last, graph"] = ours(channels_last=True)
-        runs["play, channels last, bf16, graph"] = ours(channels_last=True, bf16=True)
+        runs["play, channels last, graph"] = ours(channels_last=True, graph=True)
+        runs["play, channels last, bf16, graph"] = ours(channels_last=True, bf16=True, graph=True)
     return runs, as_built
 
 

@@ -1,6 +1,10 @@
 """The training kernel: whose weights move, copies, averages, precision, history, bad input."""
 
 import math
+import warnings
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -483,6 +487,85 @@ def test_the_copy_that_is_not_finite_is_named():
 
     with pytest.raises(NonFiniteLoss, match=r"player 'player 1' of copy \d is (inf|nan) in round"):
         play([Player(line, lambda x: line(x).square().mean())], counting, rounds=20, copies=3)
+
+
+class PretendGraph:
+    """What a CUDA graph does, on a CPU: a capture moves nothing, and a replay plays the round."""
+
+    game: engine.Game
+    captured: engine.Captured
+
+    def replay(self):
+        self.captured.losses.copy_(self.game.round(self.captured.inputs))
+
+
+@contextmanager
+def capturing(graph):
+    game, kept = graph.game, deepcopy(graph.game.saved())
+    yield
+    for name, value in game.state.items():
+        value.data.copy_(kept[f"state/{name}"])
+    for side in game.sides:
+        for name, value in side.averaged.items():
+            value.copy_(kept[f"average/{side.player.name}/{name}"])
+        for index, slots in side.optimiser.state_dict()["state"].items():
+            for slot, value in slots.items():
+                value.copy_(kept[f"optimiser/{side.player.name}/{index}/{slot}"])
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """Play ``rounds`` rounds as a GPU would with ``graph=True``; return losses and weights."""
+
+    def played(players, rounds, copies, graph):
+        game = engine.Game(players, copies, 0, reinitialise, False, False, False)
+        for side in game.sides:
+            side.optimiser.defaults["capturable"] = True
+        rounder = engine.Captured(game)
+        PretendGraph.game, PretendGraph.captured = game, rounder
+        advance = rounder.round if graph else game.round
+        with game.playing():
+            losses = [
+                advance([game.draw(BATCHES) for _ in range(game.turns)]).clone()
+                for _ in range(rounds)
+            ]
+        return torch.stack(losses), [value.clone() for value in game.state.values()], rounder
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", PretendGraph)
+    monkeypatch.setattr(torch.cuda, "graph", capturing)
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
+    return played
+
+
+@pytest.mark.parametrize("copies", [None, 3])
+def test_a_captured_round_is_the_round_that_was_played_before(captured, copies):
+    found = []
+    for graph in (False, True):
+        D, G = networks()
+        options = {"d": {"turns": 2}, "average": 0.9, "lr": 1e-2}
+        losses, weights, rounder = captured(non_saturating(D, G, **options), 12, copies, graph)
+        assert (rounder.graph is not None) == graph
+        found.append([losses, *weights])
+    assert len(found[0][0].unique()) > 12
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_a_loss_that_waits_for_the_gpu_is_not_captured(captured, monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    D, G = networks()
+    d, g = non_saturating(D, G)
+    loss = d.loss
+
+    def waiting(real, noise):
+        if modes and modes[-1] == "warn":
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        return loss(real, noise)
+
+    with pytest.warns(UserWarning, match="rounds run one by one: a loss waits for the GPU"):
+        *_, rounder = captured([replace(d, loss=waiting), g], 6, None, graph=True)
+    assert rounder.graph is None and modes == ["warn", 0]
 
 
 def test_a_graph_on_a_cpu_says_why_not():

@@ -127,6 +127,31 @@ def test_shared_normalisation_alone_is_the_ordinary_one():
         parallel.share_statistics(torch.nn.BatchNorm1d(3))
 
 
+@pytest.mark.parametrize("momentum", [0.1, 0.0, None])
+def test_shared_normalisation_is_that_of_the_whole_batch_far_from_zero_too(momentum, monkeypatch):
+    """As if two processes held equal halves: then a sum over both is twice one's own."""
+    monkeypatch.setattr(parallel, "processes", lambda: 2)
+    monkeypatch.setattr(parallel, "all_reduce", lambda values: 2 * values)
+    torch.manual_seed(0)
+    shared = torch.nn.BatchNorm2d(3, momentum=momentum)
+    ordinary = torch.nn.BatchNorm2d(3, momentum=momentum).double()
+    parallel.share_statistics(shared)
+    for offset in (0.0, 3e3):
+        x = (offset + 0.1 * torch.randn(4, 3, 5, 5)).requires_grad_()
+        expected = ordinary(torch.cat([x, x]).double())
+        found = shared(x)
+        assert torch.allclose(found, expected[:4].float(), atol=2e-2)
+        factors = torch.randn_like(found)
+        (slope,) = torch.autograd.grad((found * factors).sum(), x)
+        both = torch.cat([factors, factors]).double()
+        (true,) = torch.autograd.grad((expected * both).sum() / 2, x)
+        assert torch.allclose(slope, true, rtol=0.02, atol=0.2) and slope.abs().max() > 1
+    for name, value in ordinary.named_buffers():
+        assert torch.allclose(
+            dict(shared.named_buffers())[name].double(), value.double(), rtol=1e-3
+        )
+
+
 def test_a_recorded_generator_is_the_one_that_was_trained(tmp_path, monkeypatch):
     G, _, _ = train_dcgan(torch.rand(16, 3, 16, 16), size=16, features=8, rounds=2, batch=8)
     monkeypatch.setattr("minimax.recorded.FOLDER", tmp_path)

@@ -343,12 +343,27 @@ class Captured:
         if self.graph is None and not self.off and self.played > WARM_UP:
             self._capture(drawn)
         if self.graph is None:
-            return self.game.round(drawn)
+            return self._watched(drawn) if self.played == WARM_UP else self.game.round(drawn)
         for static, batch in zip(self.inputs, drawn, strict=True):
             for place, value in zip(static, batch, strict=True):
                 place.copy_(value)
         self.graph.replay()
         return self.losses
+
+    def _watched(self, drawn: Sequence[Batch]) -> Tensor:
+        """Play a round; one that waits for the GPU would leave a capture that can't be undone."""
+        before = torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                losses = self.game.round(drawn)
+            finally:
+                torch.cuda.set_sync_debug_mode(before)
+        if any("synchronizing" in str(one.message) for one in found):
+            self.off = True
+            self._warn("a loss waits for the GPU")
+        return losses
 
     def _capture(self, drawn: Sequence[Batch]) -> None:
         self.inputs = [tuple(part.clone() for part in batch) for batch in drawn]
@@ -356,7 +371,7 @@ class Captured:
         try:
             with torch.cuda.graph(graph):
                 self.losses = self.game.round(self.inputs)
-        except RuntimeError as error:  # a loss that waits for the GPU, most often
+        except RuntimeError as error:
             self.off = True
             self._warn(str(error).splitlines()[0])
         else:

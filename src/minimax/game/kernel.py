@@ -92,7 +92,7 @@ def play(
     bf16: bool | None = False,
     channels_last: bool = False,
     compile: bool = False,
-    graph: bool | None = None,
+    graph: bool = False,
 ) -> History:
     """Play ``rounds`` rounds of a game; its networks hold the result, the history is returned.
 
@@ -124,9 +124,9 @@ def play(
     For speed: ``bf16`` evaluates the losses under autocast (on a processor without instructions for
     it, with a warning, it does not: they would be far slower; None asks the processor),
     ``channels_last`` lays images and kernels out so (and leaves the networks like that),
-    ``compile`` compiles the losses, and ``graph`` captures a round as a CUDA graph and replays it
-    (None: where that is possible; a warning says why it is not). Only ``bf16`` changes the results
-    by more than rounding.
+    ``compile`` compiles the losses, and ``graph`` captures a round as a CUDA graph and replays it;
+    where that is not possible, a warning says why. Only ``bf16`` changes the results by more than
+    rounding; but a graph freezes what a loss keeps in Python, a counter or a weight that changes.
 
     Several processes that torchrun has started, and ``parallel.start`` has joined, play one game
     together (DistributedDataParallel): ``minibatches`` gives each its share, gradients and losses
@@ -155,7 +155,8 @@ def play(
     game = Game(players, copies, seed, initialise, bf16, channels_last, compile)
     folder = Folder(checkpoint, game.fingerprint(rounds, key)) if checkpoint is not None else None
     on_cuda, on_cpu = (game.device.type == kind for kind in ("cuda", "cpu"))
-    with game.playing(), folder or nullcontext():
+    here = torch.cuda.device(game.device) if on_cuda else nullcontext()
+    with here, game.playing(), folder or nullcontext():
         record = _Record(game, rounds, watch or {}, folder)
         drawn = None
         if folder is not None and (found := folder.newest()):
@@ -166,7 +167,7 @@ def play(
         if graph and not on_cuda:
             warnings.warn("No CUDA graph is captured: the networks lie on the CPU.", stacklevel=2)
         alone = processes() == 1  # what several processes tell each other can't be captured
-        advance = Captured(game).round if on_cuda and alone and graph is not False else game.round
+        advance = Captured(game).round if graph and on_cuda and alone else game.round
         options = {"disable": True} if os.environ.get("CI") or not is_first() else {}
         bar = tqdm(total=rounds, initial=record.done, delay=2, leave=False, unit="round", **options)
         for now in range(record.done + 1, rounds + 1):

@@ -23,6 +23,8 @@ def start() -> torch.device:
     """
     local = int(os.environ.get("LOCAL_RANK", "0"))
     cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(local)
     if "WORLD_SIZE" in os.environ and not distributed.is_initialized():
         distributed.init_process_group("nccl" if cuda else "gloo")
     return torch.device("cuda", local) if cuda else torch.device("cpu")
@@ -70,10 +72,10 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         """Return the normalised maps (N, channels, height, width)."""
         if not self.training or processes() == 1:
             return super().forward(x)
-        axes = (0, 2, 3)
-        moments = torch.stack([x.float().mean(axes), x.float().square().mean(axes)])
-        mean, square = all_reduce(moments) / processes()
-        variance = square - mean**2
+        axes = (0, 2, 3)  # in two passes: E[x²] − E[x]² can come out negative
+        mean = all_reduce(x.float().mean(axes)) / processes()
+        offset = x.float() - mean[:, None, None]
+        variance = all_reduce(offset.square().mean(axes)) / processes()
         if self.track_running_stats:
             self._remember(mean, variance, x.numel() / x.shape[1] * processes())
         scale = self.weight / (variance + self.eps).sqrt()
@@ -82,21 +84,26 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor, count: float) -> None:
-        share = self.momentum or 0.1
+        self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        count_of = float(self.num_batches_tracked)  # type: ignore[arg-type]
+        share = 1 / count_of if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, share)  # type: ignore[union-attr]
         self.running_var.lerp_(variance * count / (count - 1), share)  # type: ignore[union-attr]
-        self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
 
 
 def share_statistics(network: nn.Module) -> None:
     """Make the batch normalisations of ``network`` shared ones, in place. Introduced in *DCGAN*.
 
-    Raises ValueError for one that is not two-dimensional.
+    On a GPU they become torch.nn.SyncBatchNorm, elsewhere SharedBatchNorm2d. Raises ValueError for
+    one that is not two-dimensional.
     """
     for part in network.modules():
-        if type(part) is nn.BatchNorm2d:
+        if type(part) is nn.BatchNorm2d and part.weight.is_cuda:
+            part.__class__ = nn.SyncBatchNorm  # type: ignore[assignment]
+            part.process_group = None  # type: ignore[assignment]
+        elif type(part) is nn.BatchNorm2d:
             part.__class__ = SharedBatchNorm2d
         elif isinstance(part, nn.modules.batchnorm._BatchNorm) and not isinstance(
-            part, SharedBatchNorm2d
+            part, (SharedBatchNorm2d, nn.SyncBatchNorm)
         ):
             refuse("network", type(part).__name__, "without normalisations but BatchNorm2d")
