@@ -58,7 +58,7 @@ def drawn(markup):
 
     def shown_as(figure, alt="A rising line."):
         text = markup(lambda: figures.show(figure, alt=alt))
-        return ElementTree.fromstring(text)[0], text
+        return ElementTree.fromstring(text).find(f".//{SVG}svg"), text
 
     return shown_as
 

@@ -335,7 +335,6 @@ def test_sliders_show_another_picture_in_jupyterlab(lab):
         assert slider.get_attribute("value") < slider.get_attribute("max")
 
 
-@pytest.mark.xfail(strict=True, reason="JupyterLab takes the arrow keys")
 def test_arrow_keys_move_the_slider_and_not_the_notebook(lab):
     slider = explorables(lab)[0].find_element(By.CSS_SELECTOR, "input[type=range]")
     test_book.reveal(lab, slider)
@@ -391,7 +390,6 @@ def test_links_lead_to_headings_in_jupyterlab(lab):
         WebDriverWait(lab, 20).until(arrives)
 
 
-@pytest.mark.xfail(strict=True, reason="README starts JupyterLab in the folder of the book")
 def test_links_lead_to_files_in_jupyterlab(lab):
     test_book.reveal(lab, lab.find_element(By.LINK_TEXT, "gans.py"))
     lab.find_element(By.LINK_TEXT, "gans.py").click()
@@ -399,7 +397,6 @@ def test_links_lead_to_files_in_jupyterlab(lab):
     WebDriverWait(lab, 20).until(lambda d: d.execute_script(title) == "gans.py")
 
 
-@pytest.mark.xfail(strict=True, reason="the sanitizer leaves labels alone")
 def test_in_an_untrusted_notebook_the_still_is_seen(lab, server, home):
     path = home / f"book/{CHAPTER}.ipynb"
     lab.execute_async_script(PANEL + "const done = arguments[0]; panel.context.save().then(done)")
@@ -418,7 +415,6 @@ def test_in_an_untrusted_notebook_the_still_is_seen(lab, server, home):
         assert figure.text == ""  # no labels without their picture
 
 
-@pytest.mark.xfail(strict=True, reason="pyproject.toml pairs them")
 def test_jupytext_does_not_pair_the_notebooks():
     """JupyterLab would show a chapter's text in place of its notebook, and write to both."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]

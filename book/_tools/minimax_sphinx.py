@@ -114,7 +114,8 @@ def offer_text(
 def write_downloads(app: Sphinx, error: Exception | None) -> None:
     """Put the executed notebooks and their texts where the pages' buttons point, as files to save.
 
-    Without ``download`` a browser shows them in a tab.
+    Without ``download`` a browser shows them in a tab. The stills for viewers without SVG are taken
+    out of the pages, which show the figures themselves.
     """
     if error or app.builder.name != "html" or app.config.nb_execution_mode != "cache":
         return
@@ -126,8 +127,8 @@ def write_downloads(app: Sphinx, error: Exception | None) -> None:
         nbformat.write(executed, built / "_sources" / f"{document}.ipynb")
         (built / "_sources" / f"{document}.md").write_bytes(text.read_bytes())
         page = built / f"{document}.html"
-        link = re.compile(r'(<a href="[^"]*_sources/[^"]*")')
-        html = page.read_text("utf-8").replace(" download>", ">")
+        link = re.compile(r'(<a href="[^"]*_sources/[^"]*")(?! download)')
+        html = re.sub("<template><img .*?</template>", "", page.read_text("utf-8"))
         page.write_text(link.sub(r"\1 download", html), "utf-8")
 
 

@@ -65,9 +65,9 @@ def show(figure: Figure, *, alt: str) -> None:
     shorter than ten characters or the figure larger than 3 MB, TypeError if ``figure`` is no
     matplotlib figure. Introduced in *How to use this book*.
     """
-    markup = f'<figure style="margin:0">{_svg(figure, alt)}</figure>'
-    still = _still(figure)
+    picture, still = _svg(figure, alt), _still(figure)
     plt.close(figure)
+    markup = f'<figure style="margin:0">{_or_still(picture, still, alt)}</figure>'
     if (size := len(markup.encode())) > LARGEST:
         raise ValueError(
             f"The figure has {size / 1e6:.1f} MB; it has to stay below {LARGEST / 1e6:g} MB: draw "
@@ -119,20 +119,32 @@ def explore(
         frames.append(_svg(figure, alts[-1]))
         still = _still(figure) if index == shown else still
         plt.close(figure)
-    markup = _explorable(frames, shown, lists, labels or {}, first)
+    text = f"{alts[shown]} (One of {len(frames)} pictures; sliders choose.)"
+    markup = _explorable(frames, shown, lists, labels or {}, first, still, text)
     if (size := len(markup.encode())) > LARGEST_EXPLORABLE:
         raise ValueError(
             f"The explorable figure has {size / 1e6:.1f} MB; it has to stay below "
             f"{LARGEST_EXPLORABLE / 1e6} MB: use fewer values ({len(frames)} frames) or smaller "
             "images."
         )
-    text = f"{alts[shown]} (One of {len(frames)} pictures; sliders choose.)"
     _display(markup, still, text, alts)
 
 
 def _display(markup: str, still: str, text: str, alt: str | list[str]) -> None:
     bundle = {"text/html": markup, "image/png": still, "text/plain": text}
     display(bundle, raw=True, metadata={"minimax_alt": alt})
+
+
+def _or_still(picture: str, still: str, alt: str) -> str:
+    """Return ``picture`` with its still beside it, which is seen where HTML is sanitized.
+
+    JupyterLab does so in a notebook that it does not trust. SVG and ``template`` go, and what is
+    inside them stays: the labels without their axes, and the still. So the picture is ``hidden``,
+    which stays, and shown by a style, which goes.
+    """
+    image = f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{still}"/>'
+    shown = 'hidden="hidden" style="display:flow-root!important"'
+    return f"<template>{image}</template><div {shown}>{picture}</div>"
 
 
 def _still(figure: Figure) -> str:
@@ -274,6 +286,8 @@ def _explorable(
     axes: Mapping[str, Sequence[Any]],
     labels: Mapping[str, str],
     first: Mapping[str, int],
+    still: str,
+    alt: str,
 ) -> str:
     key = "explore-" + hashlib.sha256("".join(frames).encode()).hexdigest()[:10]
     pictures = "".join(
@@ -284,14 +298,15 @@ def _explorable(
         f'<label for="{key}-{name}" style="text-align:right">'
         f"{html.escape(labels.get(name, name.replace('_', ' ')))}</label>"
         f'<input type="range" id="{key}-{name}" min="0" max="{len(values) - 1}" step="1" '
-        f'value="{first[name]}" style="width:100%;min-height:2.2em;touch-action:manipulation">'
+        f'value="{first[name]}" style="width:100%;min-height:2.2em;touch-action:manipulation" '
+        "data-lm-suppress-shortcuts>"  # in JupyterLab the arrows would move the notebook
         f'<output for="{key}-{name}" style="min-width:4em"></output>'
         for name, values in axes.items()
     )
     texts = json.dumps([[number(value) for value in values] for values in axes.values()])
     texts = texts.replace("</", "<\\/")  # no value may end the script
     return f"""<figure data-explore="{key}" style="margin:0">
-<div aria-live="polite">{pictures}</div>
+{_or_still(f'<div aria-live="polite">{pictures}</div>', still, alt)}
 <div data-controls hidden style="display:none;grid-template-columns:max-content 1fr max-content;\
 gap:.2em .8em;align-items:center;max-width:40em">{sliders}</div>
 <script>
