@@ -242,7 +242,7 @@ def freeze(python):
 @pytest.fixture
 def execute(tmp_path, monkeypatch):
     """Run all cells of a notebook by a Python in an empty folder; return its text on stderr."""
-    for name in ("MINIMAX_DATA", "MINIMAX_SEED"):
+    for name in ("MINIMAX_DATA", "MINIMAX_SEED", "PYTHONPATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MINIMAX_SCALE", "quick")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
