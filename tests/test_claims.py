@@ -98,6 +98,6 @@ def test_the_head_shows_what_was_measured_and_says_what_was_not(tmp_path, monkey
     assert texts[0].count("not measured yet") == 2
     assert "41 s, 1.0 GB of memory, downloads nothing (measured D)" in texts[1]
     assert texts[1].count("not measured yet") == 1
-    assert "Uses" not in texts[0] and "these introduce: A &amp; B, C." in texts[1]
+    assert "Uses" not in texts[0] and "Uses or refers to: A &amp; B, C." in texts[1]
     assert f"PyTorch {torch.__version__}" in texts[1]
-    assert shown[1][0]["text/plain"].splitlines()[1] == "Uses what these introduce: A & B, C."
+    assert shown[1][0]["text/plain"].splitlines()[1] == "Uses or refers to: A & B, C."

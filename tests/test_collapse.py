@@ -192,8 +192,15 @@ def test_a_recorded_cell_is_not_played_again(tmp_path, monkeypatch):
 
 
 def test_a_trial_does_not_become_the_record():
-    with pytest.raises(SystemExit, match="--rounds makes a trial"):
-        reproduce.main(["collapse", "--table", "ring", "--rounds", "9", "--dirty"])
+    """Nor does one of a DCGAN."""
+    for command in (
+        ["collapse", "--table", "ring", "--rounds", "9"],
+        ["dcgan", "--data", "digits", "--rounds", "9"],
+        ["dcgan", "--data", "digits", "--float32"],
+    ):
+        said = f"{command[3]} makes a trial and no record of the book: add --out FOLDER"
+        with pytest.raises(SystemExit, match=said):
+            reproduce.main([*command, "--dirty"])
 
 
 def started(folder, *arguments):

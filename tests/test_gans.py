@@ -3,6 +3,7 @@
 The players of ``minimax.stabilisers`` that are games of their own are here too.
 """
 
+import inspect
 import math
 from functools import partial
 from types import SimpleNamespace
@@ -14,7 +15,8 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import one_hot
 
-from minimax.game import minibatches, play
+from minimax import gans
+from minimax.game import Player, minibatches, play
 from minimax.gans import (
     Memory,
     Packed,
@@ -213,6 +215,13 @@ def assert_plays(players, equations, batch):
         slopes = [gradients(loss, moved) for loss in losses]
         assert max(slope.abs().max() for slope in slopes[1]) > 1e-3
         torch.testing.assert_close(*slopes, rtol=1e-7, atol=1e-9)
+
+
+def test_every_objective_is_among_the_games():
+    functions = [f for f in vars(gans).values() if inspect.isfunction(f) and f.__name__[0] != "_"]
+    own = [f for f in functions if f.__module__ == "minimax.gans"]
+    objectives = {f.__name__ for f in own if f.__annotations__["return"] == list[Player]}
+    assert objectives - {name.split(",")[0] for name in GAMES} == {"semi_supervised"}  # classes
 
 
 @pytest.mark.parametrize("game", GAMES)

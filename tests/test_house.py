@@ -6,6 +6,7 @@ import inspect
 import re
 
 import pytest
+import torch
 
 from conftest import ROOT
 from minimax import chapters
@@ -21,6 +22,7 @@ def floors():
     return [re.split(r" {3,}", line)[0].split() for line in reversed(lines)]
 
 
+EXPORTS = {"claims": ("claim", "table"), "scale": ("at_scale", "seed")}  # of minimax/__init__
 ROOMS = [room for floor in floors() for room in floor]
 
 
@@ -61,6 +63,21 @@ def test_every_room_is_in_the_picture_and_says_what_it_is():
             said = ast.get_docstring(ast.parse(path.read_text("utf-8"))).splitlines()[-1]
             (calls,) = re.findall(rf"^\| `{room}` \|.*\| (.*) \|$", MAP, flags=re.M)
             assert said == f"Floor {number}; called by {calls}.", path
+
+
+def callers(room):
+    """Who imports ``room``: the book, then rooms in their order; "most rooms" from seven on."""
+    found = {room_of(path) for path in HOUSE.rglob("*.py") if room in imports(path)}
+    rooms = [other for other in ROOMS if other in found - {room}]
+    cells = (cell for chapter in chapters.chapters() for cell in chapters.code(chapter))
+    used = {name for cell in cells for name in imported(cell)}
+    book = ["the book"] if used & {room, *EXPORTS.get(room, ())} else []
+    return ", ".join(book + (["most rooms"] if len(rooms) > 6 else rooms)) or "you"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_map_says_who_calls_a_room(room):
+    assert re.findall(rf"^\| `{room}` \|.*\| (.*) \|$", MAP, flags=re.M) == [callers(room)]
 
 
 @pytest.mark.parametrize("path", sorted(HOUSE.rglob("*.py")), ids=lambda p: p.stem)
@@ -166,11 +183,13 @@ def test_words_that_mean_the_same_are_not_used():
     assert used == allowed
 
 
-def test_attacks_that_count_return_their_images_first():
+def test_attacks_return_their_images_alone_or_first():
+    """What takes an ε, or images and classes, is an attack."""
     for function in functions():
-        result = inspect.signature(function).return_annotation
-        fields = getattr(result, "_fields", ())
-        if function.__module__.startswith("minimax.attacks") and "Tensor" in str(
-            getattr(result, "__annotations__", "")
-        ):
-            assert fields[0] == "images", function
+        signature = inspect.signature(function)
+        takes = set(signature.parameters)
+        result = signature.return_annotation
+        attack = {"x", "y"} <= takes or {"x", "epsilon"} <= takes
+        if function.__module__.startswith("minimax.attacks") and attack:
+            fields = getattr(result, "_fields", ("images",))
+            assert fields[0] == "images" and (result is torch.Tensor or len(fields) > 1), function

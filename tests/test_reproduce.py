@@ -115,12 +115,32 @@ def test_every_kind_of_run_says_what_it_takes(what, capsys):
         (["dcgan", "--table", "ring"], "the following arguments are required: --data"),
         (["chapter", "defences"], "invalid choice: 'defences'"),
         ([], "the following arguments are required: WHAT"),
+        (["dcgan", "--data", "faces", "--rounds", "0"], "'0' is no whole number of at least 1"),
+        (["collapse", "--table", "ring", "--copies", "-1"], "'-1' is no whole number of at"),
     ],
 )
 def test_an_option_of_another_run_is_refused(arguments, says, capsys):
     with pytest.raises(SystemExit, match="2"):
         reproduce.main(arguments)
     assert says in capsys.readouterr().err
+
+
+def test_what_goes_wrong_is_said_in_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIMAX_DATA", str(tmp_path / "nowhere"))
+    file = tmp_path / "file"
+    file.write_text("", "utf-8")
+    for command, said in (
+        (
+            ["chapter", "defenses", "--seeds", "0", "0"],
+            r"seeds is \[0, 0\]; it has to be",
+        ),
+        (["chapter", "defenses", "--seeds", "-1"], r"seeds is \[-1\]"),
+        (["dcgan", "--data", "mnist"], "MINIMAX_DATA is .*nowhere"),
+        (["dcgan", "--data", "mnist", "--out", str(file)], "File exists"),
+        (["collapse", "--table", "stacked_mnist", "--scale", "short"], "scale is 'short'"),
+    ):
+        with pytest.raises(SystemExit, match=said):
+            reproduce.main([*command, "--dirty"])
 
 
 def test_an_installed_package_has_a_command_line_too(monkeypatch, capsys, tmp_path):
@@ -173,6 +193,12 @@ def test_what_is_recorded_is_listed_with_its_origin_and_what_is_stale(tmp_path, 
     now, before, odd = (line for line in listing() if "ring" in line)
     assert now.endswith("seeds 0 × 3 copies") and before.endswith("STALE: rounds 7, now 2000")
     assert "STALE: method is 'began'" in odd
+    recorded.write_row("timings", "dcgan", {"cpu": began | {"commit": "0123456789"}})
+    (timed,) = (line for line in listing() if "timings" in line)
+    assert timed.endswith("  ?: its commit is not in this clone")
+    monkeypatch.setattr("minimax.listing.ROOT", tmp_path)
+    unknown = [line for line in listing() if "?: there is no clone to compare with" in line]
+    assert len(unknown) == 4  # three chapters and a time
 
 
 def test_the_settings_of_a_chapter_are_whole_calls(tmp_path, monkeypatch):

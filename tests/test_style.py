@@ -34,7 +34,7 @@ def test_tools(command):
 
 def test_the_package_stays_small():
     assert max(len(path.read_text("utf-8").splitlines()) for path in SOURCES) <= 500
-    assert sum(code_lines(path) for path in SOURCES) < 6200  # for nine chapters
+    assert sum(code_lines(path) for path in SOURCES) < 6250  # for nine chapters
 
 
 def code_lines(path):
@@ -59,6 +59,8 @@ def test_nothing_is_pickled():
 
 
 def test_public_functions_are_typed_and_say_which_chapter_introduces_them():
+    texts = (path.read_text("utf-8") for path in (ROOT / "book").glob("*.md"))
+    titles = {re.search(r"^# (.*)$", text, re.MULTILINE)[1] for text in texts}
     missing = []
     for path in SOURCES:
         if path.stem in INTERNAL:
@@ -66,6 +68,7 @@ def test_public_functions_are_typed_and_say_which_chapter_introduces_them():
         for node in ast.parse(path.read_text("utf-8")).body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_":
                 doc = " ".join((ast.get_docstring(node) or "").split())
-                if "Introduced in *" not in doc:
+                said = re.search(r"Introduced in \*(.*?)\*", doc)
+                if said is None or said[1] not in titles:
                     missing.append(f"{path.name}: {node.name}")
     assert missing == []

@@ -1,6 +1,6 @@
 """Chapters as programs, executed and recorded from a clone: the package does not hold them.
 
-Floor 5; called by reproduce, tests.
+Floor 5; called by listing, reproduce.
 """
 
 import ast
@@ -20,7 +20,7 @@ from typing import Any
 from IPython.core.inputtransformer2 import TransformerManager
 
 from minimax import recorded
-from minimax.errors import needs
+from minimax.errors import needs, refuse
 from minimax.files import write_whole
 from minimax.recorded.origin import ROOT, checkpoint_folder, origin
 
@@ -82,6 +82,8 @@ def execute(chapter: str, environment: Mapping[str, str]) -> tuple[Any, float, f
 
 def record_chapter(chapter: str, seeds: Sequence[int]) -> None:
     """Record the paper-scale run of ``chapter``; a killed run goes on with the next seed."""
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        refuse("seeds", list(seeds), "different whole numbers of at least 0, one or more")
     settings = paper_settings(chapter)
     source = [cell.source for cell in _notebook(chapter).cells]
     begun = origin()  # before the runs: the tree may change meanwhile

@@ -1,6 +1,6 @@
 """Claims and tables: what a chapter says, checked by the machine and listed in the results page.
 
-Floor 1; called by chapters, recorded, figures.
+Floor 1; called by the book, recorded, figures.
 """
 
 import html

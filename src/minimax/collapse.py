@@ -2,7 +2,7 @@
 
 ``python -m minimax.reproduce collapse --table grid --method veegan`` plays a cell of it.
 
-Floor 4; called by chapters, listing, reproduce.
+Floor 4; called by the book, listing, reproduce.
 """
 
 import math
@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -169,7 +169,7 @@ def budget_of(cell: Cell, **changed: Any) -> Budget:
     Raises ValueError for a pack that is larger than a batch. Introduced in *Remedies for mode
     collapse*.
     """
-    budget = budgets_of(cell.table)[cell.scale]._replace(**changed)
+    budget = budgets_of(cell.checked().table)[cell.scale]._replace(**changed)
     if cell.pack > budget.size:
         refuse("pack", cell.pack, f"at most {budget.size}, the size of a batch")
     return budget._replace(size=budget.size - budget.size % cell.pack)
@@ -248,12 +248,20 @@ def options(cell: Cell) -> dict[str, Any]:
 
 
 def settings(cell: Cell) -> dict[str, Any]:
-    """Return all that decides how ``cell`` is played.
+    """Return the budget of ``cell`` and the options of its objective: what a record keeps of it.
 
-    Introduced in *Remedies for mode collapse*.
+    Raises ValueError for a cell that does not exist. Introduced in *Remedies for mode collapse*.
     """
     steps = {"average": AVERAGE, "schedule": "cosine"}
     return budget_of(cell)._asdict() | steps | options(cell)
+
+
+def recorded_settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a recorded cell; parts of the budget that are younger had no effect.
+
+    Introduced in *Remedies for mode collapse*.
+    """
+    return Budget._field_defaults | record["settings"]
 
 
 def score(cell: Cell, samples: Tensor, data: Data) -> ModeScores:
@@ -408,7 +416,7 @@ def record_cells(
         if record is None:
             missing.append(cell)
         elif others := recorded.difference(
-            record["settings"] | {"copies": record.get("copies", len(record["seeds"]))},
+            recorded_settings(record) | {"copies": record.get("copies", len(record["seeds"]))},
             settings(cell) | changed | {"copies": copies},
         ):
             failed.append(f"{cell.name} (recorded with other settings: {others})")

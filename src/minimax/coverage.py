@@ -2,7 +2,7 @@
 
 Features are rows (N, d) of a classifier of the book's own; probabilities are its (N, classes).
 
-Floor 3; called by *DCGAN* and what follows, collapse.
+Floor 3; called by the book, collapse.
 """
 
 import math

@@ -1,6 +1,6 @@
 """DCGANs: how the chapter *DCGAN* trains them, and the recorded generators.
 
-Floor 4; called by chapters, listing, reproduce.
+Floor 4; called by the book, listing, reproduce.
 """
 
 import os
@@ -36,7 +36,7 @@ DCGANS: dict[str, dict[str, Any]] = {
 
 
 def settings(data: str) -> dict[str, Any]:
-    """Return all that decides how the DCGAN of ``data`` is trained.
+    """Return the size and length of the DCGAN of ``data``, and its steps: what a record keeps.
 
     Raises ValueError if it has none. Introduced in *DCGAN*.
     """

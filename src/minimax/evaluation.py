@@ -2,7 +2,7 @@
 
 Introduced in the chapter *Adversarial examples*.
 
-Floor 1; called by chapters, most rooms.
+Floor 1; called by the book, most rooms.
 """
 
 from collections.abc import Callable, Iterator

@@ -6,7 +6,7 @@ probability "real" is its sigmoid σ(D), and −log σ(t) = softplus(−t). ``op
 ``Player``: common ones by their names, and in ``d``, ``g`` and ``third`` those that are for the
 discriminator, the generator or a third player alone.
 
-Floor 3; called by chapters, collapse, dcgan.
+Floor 3; called by the book, collapse, dcgan.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Modules that are loaded once they are used: torchvision and scikit-learn take seconds.
 
-Floor 0; called by data, attacks, defenses, the long experiments.
+Floor 0; called by data, attacks, defenses, dcgan.
 """
 
 import importlib

@@ -2,7 +2,7 @@
 
 Binary images are rows (N, d) of zeros and ones, as floats.
 
-Floor 3; called by *Generative models*.
+Floor 3; called by the book.
 """
 
 import math

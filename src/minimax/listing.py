@@ -24,7 +24,7 @@ def listing() -> Iterator[str]:
             copies = f" × {record['copies']} copies" if "copies" in record else ""
             origin = f"{record['date']}  {record['commit']}  {record['device']}"
             why = stale(row, record)
-            yield f"{row:50} {origin}  {seeds}{copies}" + (f"  STALE: {why}" if why else "")
+            yield f"{row:50} {origin}  {seeds}{copies}" + (f"  {why}" if why else "")
 
 
 def _records(name: str, record: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -37,33 +37,38 @@ def _records(name: str, record: Mapping[str, Any]) -> Iterator[tuple[str, Mappin
 
 
 def stale(name: str, record: Mapping[str, Any]) -> str:
-    """Return which of its settings are others today, or "" if it would be played the same way.
+    """Return which of the settings that it keeps are others today: "STALE: …", "" or "?: why not".
 
     A chapter's settings are what its calls of ``at_scale`` give at paper scale; a time is stale
     once its chapter changed. Introduced in *How to use this book*.
     """
-    if name.startswith("timings"):
-        chapter = name.split()[1]
-        return f"{chapter} changed" * changed_since(record["commit"], f"book/{chapter}.md")
+    name, _, row = name.partition(" ")
+    chapter = row.split()[0] if name == "timings" else name.removesuffix("/chapter")
+    if name == "timings" or name.endswith("/chapter"):
+        if not (ROOT / "book").exists():
+            return "?: there is no clone to compare with"
+        if not (ROOT / "book" / f"{chapter}.ipynb").exists():
+            return "STALE: the chapter is gone"
+    if name == "timings":
+        changed = changed_since(record["commit"], f"book/{chapter}.md")
+        if changed is None:
+            return "?: its commit is not in this clone"
+        return "STALE: the chapter changed" if changed else ""
     old = record.get("settings", {})
     if name.endswith("/chapter"):
-        chapter = name.removesuffix("/chapter")
-        if not (ROOT / "book").exists():  # without a clone nobody can tell
-            return ""
-        if not (ROOT / "book" / f"{chapter}.ipynb").exists():
-            return "the chapter is gone"
         before, now = Counter(old), Counter(paper_settings(chapter))
-        gone = [f"paper={setting} is gone" for setting in (before - now).elements()]
-        return "; ".join(
-            gone + [f"paper={setting} is new" for setting in (now - before).elements()]
-        )
+        others = [f"paper={setting} is gone" for setting in (before - now).elements()]
+        others += [f"paper={setting} is new" for setting in (now - before).elements()]
+        return f"STALE: {'; '.join(others)}" if others else ""
     try:
         if "cell" in record:
-            today = collapse.settings(collapse.Cell(**record["cell"]).checked())
+            old = collapse.recorded_settings(record)
+            today = collapse.settings(collapse.Cell(**record["cell"]))
         elif name.startswith("dcgan/"):
             today = dcgan.settings(name.removeprefix("dcgan/"))
         else:
             today = robust.SETTINGS if name == robust.RECORD else old
     except ValueError as error:  # no such method, table or data set any more
-        return str(error)
-    return recorded.difference({k: v for k, v in old.items() if k != "bf16"}, today)
+        return f"STALE: {error}"
+    differs = recorded.difference({k: v for k, v in old.items() if k != "bf16"}, today)
+    return f"STALE: {differs}" if differs else ""

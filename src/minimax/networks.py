@@ -1,6 +1,6 @@
 """The architectures that the chapters share. A classifier takes images in [0, 1].
 
-Floor 1; called by chapters, most rooms.
+Floor 1; called by the book, data, likelihood, attacks, collapse, dcgan, robust.
 """
 
 from collections.abc import Callable, Sequence

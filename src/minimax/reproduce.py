@@ -11,6 +11,7 @@ from typing import Any
 
 from minimax import chapters, collapse, dcgan, recorded, robust
 from minimax.attacks import photographs
+from minimax.data import DataError
 from minimax.listing import listing
 from minimax.recorded.origin import changes
 
@@ -39,8 +40,9 @@ def _parser() -> argparse.ArgumentParser:
     kind("list", "Show what is recorded: when, where, with which seeds, and what is stale.", _list)
 
     one = kind("chapter", "Run a chapter at paper scale, one seed after another.", _chapter)
-    one.add_argument("name", choices=chapters.chapters() or None, metavar="NAME")
-    one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    names = chapters.chapters()
+    one.add_argument("name", choices=names or None, metavar="NAME", help=", ".join(names) or None)
+    one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
 
     one = kind("timings", "Measure what each chapter takes at quick scale.", _timings)
     one.add_argument("names", nargs="*", metavar="NAME", help="chapters; default: all")
@@ -48,17 +50,17 @@ def _parser() -> argparse.ArgumentParser:
     one = kind("dcgan", "Train a DCGAN and record its generator; alone or under torchrun.", _dcgan)
     one.add_argument("--data", choices=list(dcgan.DCGANS), required=True)
     for name in ("rounds", "batch", "features"):
-        one.add_argument(f"--{name}", type=int, help="not the usual number")
+        one.add_argument(f"--{name}", type=_count, help="not the usual number; needs --out")
     one.add_argument("--float32", action="store_true", help="no bfloat16")
     goes_to(one)
 
     one = kind("collapse", "Play the cells of a table of Remedies that lack a record.", _cells)
     one.add_argument("--table", choices=list(collapse.TABLES), required=True)
     one.add_argument("--method", choices=list(collapse.METHODS), help="only this one")
-    one.add_argument("--pack", type=int, default=1, help="samples that D sees at once")
-    one.add_argument("--copies", type=int, default=10, help="games of each cell")
+    one.add_argument("--pack", type=_count, default=1, help="samples that D sees at once")
+    one.add_argument("--copies", type=_count, default=10, help="games of each cell")
     one.add_argument("--scale", choices=list(collapse.BUDGETS), default="paper")
-    one.add_argument("--rounds", type=int, help="not the usual number; needs --out")
+    one.add_argument("--rounds", type=_count, help="not the usual number; needs --out")
     one.add_argument("--cluster", metavar="ADDRESS", help="of a Dask scheduler, to play on")
     goes_to(one)
 
@@ -67,6 +69,12 @@ def _parser() -> argparse.ArgumentParser:
     seen = "Attack the photographs with the pretrained network and record what it then says."
     kind("photographs", seen, lambda arguments: photographs.record_squeezenet())
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
 
 
 def _list(arguments: argparse.Namespace) -> None:
@@ -82,6 +90,7 @@ def _timings(arguments: argparse.Namespace) -> None:
 
 
 def _dcgan(arguments: argparse.Namespace) -> None:
+    _refuse_trials(arguments, "rounds", "batch", "features", "float32")
     given = {name: getattr(arguments, name) for name in ("rounds", "batch", "features")}
     changed = {name: value for name, value in given.items() if value is not None}
     if arguments.float32:
@@ -89,11 +98,16 @@ def _dcgan(arguments: argparse.Namespace) -> None:
     dcgan.record_dcgan(arguments.data, arguments.out, **changed)
 
 
+def _refuse_trials(arguments: argparse.Namespace, *options: str) -> None:
+    for option in options:
+        if getattr(arguments, option) and arguments.out == recorded.FOLDER:
+            raise SystemExit(
+                f"--{option} makes a trial and no record of the book: add --out FOLDER."
+            )
+
+
 def _cells(arguments: argparse.Namespace) -> None:
-    if arguments.rounds is not None and arguments.out == recorded.FOLDER:
-        raise SystemExit(
-            "--rounds makes a trial, which is no record of the book: add --out FOLDER."
-        )
+    _refuse_trials(arguments, "rounds")
     table, pack, scale = arguments.table, arguments.pack, arguments.scale
     methods = [arguments.method] if arguments.method else list(collapse.METHODS)
     cells = [collapse.Cell(table, method, pack, scale) for method in methods]
@@ -109,7 +123,12 @@ def main(command: Sequence[str] | None = None) -> None:
             f"No commit holds what this tree has: {', '.join(changed[:5])}"
             f"{' …' if len(changed) > 5 else ''}. Commit it, or pass --dirty."
         )
-    arguments.record(arguments)
+    try:
+        if out := getattr(arguments, "out", None):
+            out.mkdir(parents=True, exist_ok=True)
+        arguments.record(arguments)
+    except (ValueError, DataError, OSError) as error:
+        raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The one switch between a quick run and a run with the papers' budgets.
 
-Floor 0; called by chapters.
+Floor 0; called by the book, likelihood, coverage, attacks, defenses.
 """
 
 import os

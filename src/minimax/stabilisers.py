@@ -2,7 +2,7 @@
 
 The layers go into a discriminator or a generator, the players into ``play``.
 
-Floor 3; called by gans, *Mode collapse*.
+Floor 3; called by the book, gans.
 """
 
 from dataclasses import replace

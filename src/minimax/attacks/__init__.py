@@ -1,6 +1,6 @@
 """Attacks: the perturbation moves, the classifier is held fixed.
 
-Floor 3; called by the first three chapters, robust, reproduce.
+Floor 3; called by the book, robust, reproduce.
 """
 
 from minimax.attacks.gradient import fgsm, input_gradient, pgd

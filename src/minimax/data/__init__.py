@@ -1,6 +1,6 @@
 """Data sets behind one call: ``load(name, split=…)``.
 
-Floor 2; called by chapters, attacks, the long experiments.
+Floor 2; called by the book, attacks, collapse, dcgan, robust, reproduce.
 """
 
 from minimax.data.imagenet import Pretrained, squeezenet, squeezenet_available

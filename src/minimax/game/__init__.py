@@ -1,6 +1,6 @@
 """The training kernel: everything that learns in this book is a player of a game.
 
-Floor 2; called by everything that learns.
+Floor 2; called by the book, most rooms.
 """
 
 from minimax.game.engine import seed_of

@@ -108,9 +108,12 @@ def per_player(options: GameOptions, *players: str) -> list[dict[str, Any]]:
     """
     given: dict[str, Any] = {**options}
     own: dict[str, Any] = {name: given.pop(name) for name in ("d", "g", "third") if name in given}
-    for name, options_of in own.items():
-        if not isinstance(options_of, Mapping):
-            refuse(name, options_of, "a dictionary of options of that player")
+    for name, one in own.items():
+        if not isinstance(one, Mapping):
+            refuse(name, one, "a dictionary of options of that player")
+    known = Options.__annotations__
+    if unknown := set().union(given, *own.values()) - set(known):
+        refuse("options", Words(f"with {min(unknown, key=str)!r}"), f"of {', '.join(known)}")
     if absent := own.keys() - set(players):
         refuse("options", Words(f"given for {min(absent)!r}"), f"for {' or '.join(players)}")
     return [given | {**own.get(name, {})} for name in players]

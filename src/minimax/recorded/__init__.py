@@ -3,7 +3,7 @@
 ``python -m minimax.reproduce`` writes the files; nothing here is typed by hand. Each chapter has a
 folder: ``chapter.json`` is its run at paper scale, the others are what it reads beside that.
 
-Floor 2; called by chapters, attacks, the long experiments.
+Floor 2; called by the book, most rooms.
 """
 
 import datetime
@@ -100,9 +100,9 @@ def _write(name: str, data: bytes, folder: Path | None) -> None:
 
 
 def head(chapter: str, uses: Sequence[str] = ()) -> None:
-    """Display what ``chapter`` takes at quick scale, what it ``uses``, and what executes it now.
+    """Display what ``chapter`` takes at quick scale, which earlier ones it ``uses``, and its date.
 
-    Introduced in *How to use this book*.
+    And the versions and the processor that execute it now. Introduced in *How to use this book*.
     """
     timings = (run("timings") or {}).get(chapter, {})
     takes = []
@@ -118,7 +118,7 @@ def head(chapter: str, uses: Sequence[str] = ()) -> None:
         takes.append(f"on {title}: {text}")
     today, kernel = datetime.date.today().isoformat(), platform.python_version()
     lines = [f"Quick scale {'; '.join(takes)}."]
-    lines += [f"Uses what these introduce: {', '.join(uses)}."] if uses else []
+    lines += [f"Uses or refers to: {', '.join(uses)}."] if uses else []
     lines += [f"Executed {today}: Python {kernel}, PyTorch {torch.__version__}, {processor()}."]
     markup = "<br>".join(html.escape(line) for line in lines)
     display({"text/plain": "\n".join(lines), "text/html": f"<p>{markup}</p>"}, raw=True)

@@ -54,12 +54,15 @@ def changes() -> list[str]:
     return [*changed.splitlines(), *new.splitlines()]
 
 
-def changed_since(commit: str, file: str) -> bool:
-    """Return whether ``file`` has changed since ``commit``; False where git can't tell.
+def changed_since(commit: str, file: str) -> bool | None:
+    """Return whether ``file`` has changed since ``commit``; None where git can't tell.
 
     Introduced in *How to use this book*.
     """
-    return bool(_git("diff", "--name-only", commit.removesuffix("-dirty"), "--", file).strip())
+    commit = commit.removesuffix("-dirty")
+    if not _git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}"):
+        return None
+    return bool(_git("diff", "--name-only", commit, "--", file).strip())
 
 
 def _in_its_repository() -> bool:
