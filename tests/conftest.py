@@ -113,4 +113,5 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[dict[str, str], dict[st
 
 
 def browser_path() -> str | None:
-    return shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
+    """Chrome first: where both are, as on GitHub's machines, the driver is Chrome's."""
+    return shutil.which("google-chrome") or shutil.which("chrome") or shutil.which("chromium")

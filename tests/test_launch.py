@@ -73,12 +73,13 @@ RUN_CELL = """
 import sys
 from IPython.core.interactiveshell import InteractiveShell
 
-def pip(line):
-    print("pip", line)
+shell = InteractiveShell.instance()
+
+def system(line):
+    print(shell.var_expand(line))
     sys.path.insert(0, {src!r})
 
-shell = InteractiveShell.instance()
-shell.register_magic_function(pip, "line", "pip")
+shell.system = system
 shell.run_cell({cell!r}).raise_error()
 from minimax import recorded
 print(recorded.__file__)
@@ -98,7 +99,8 @@ def test_the_install_cell_is_not_content_with_another_package_of_that_name(
     if address:
         assert done.returncode == 0, done.stdout + done.stderr
         pip, file = done.stdout.splitlines()
-        assert pip == f'pip install --quiet "minimax-book[serve] @ git+{address}"'
+        wanted = f'-m pip install --quiet "minimax-book[serve] @ git+{address}"'
+        assert pip == f"{sys.executable} {wanted}"
         assert Path(file) == ROOT / "src/minimax/recorded/__init__.py"
     else:
         last = done.stderr.strip().splitlines()[-1]
@@ -266,11 +268,6 @@ def execute(tmp_path, monkeypatch):
     return run_all
 
 
-# Colab has a %pip of its own, which says nothing of a restart.
-COLABS_PIP = """get_ipython().register_magic_function(
-    lambda line: get_ipython().system(f"pip {line}"), "line", "pip")"""
-
-
 @pytest.mark.launch
 @pytest.mark.parametrize("chapter", chapters())
 def test_on_colab_a_chapter_runs_alone_twice_and_changes_no_package(
@@ -280,7 +277,6 @@ def test_on_colab_a_chapter_runs_alone_twice_and_changes_no_package(
     before, cells = freeze(colab), notebook(chapter)
     install = install_cell(cells.cells)
     install.source = re.sub('REPOSITORY = ".*?"', f'REPOSITORY = "file://{clone}"', install.source)
-    cells.cells.insert(0, nbformat.v4.new_code_cell(COLABS_PIP))
     for time_of in ("run all", "restart, run all"):
         began = time.perf_counter()
         assert execute(cells, colab) == ""

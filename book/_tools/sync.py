@@ -35,8 +35,8 @@ except ImportError as error:
             "and this copy of the book names no repository to install it "
             "from. Clone the book and run `pip install .` in its folder."
         ) from None
-    %pip install --quiet "minimax-book[serve] @ git+{REPOSITORY}"
     import sys
+    !{sys.executable} -m pip install --quiet "minimax-book[serve] @ git+{REPOSITORY}"
     sys.modules.pop("minimax", None)  # what was found before"""
 HEAD = "from minimax import recorded\n\nrecorded.head({arguments})"
 LINK = re.compile(r"\]\(([^()\s]+)\)")
