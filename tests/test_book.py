@@ -274,3 +274,13 @@ def test_a_chapter_is_saved_with_its_results_or_as_text(chapter):
     assert len([o for o in outputs if "minimax_claim" in o.get("metadata", {})]) >= 12
     text = (HTML / links[1][0]).read_text("utf-8")
     assert text == (ROOT / f"book/{chapter}.md").read_text("utf-8")
+
+
+def test_a_page_is_not_endless(chapter):
+    """At 1,280 pixels wide a chapter is at most 30,000 tall."""
+    before = chapter.get_window_size()
+    chapter.set_window_size(1280, 1000)
+    try:
+        assert chapter.execute_script("return document.body.scrollHeight") <= 30_000
+    finally:
+        chapter.set_window_size(before["width"], before["height"])
