@@ -27,9 +27,9 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"][
 INDEX_NAMES = {"pytorch-cpu": "torch", "matplotlib-base": "matplotlib"}
 
 
-def run(*command, check=True, **options):
+def run(*command, **options):
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, **options)
-    assert not check or done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     return done
 
 

@@ -120,6 +120,7 @@ def write_downloads(app: Sphinx, error: Exception | None) -> None:
     if error or app.builder.name != "html" or app.config.nb_execution_mode != "cache":
         return
     cache, built = get_cache(app.config.nb_execution_cache_path), Path(app.outdir)
+    link = re.compile(r'(<a href="[^"]*_sources/[^"]*")(?! download)')
     for document, path in _notebooks(app):
         text = path.with_suffix(".md")
         notebook = nbformat.reads(sync.paired(text, sync.stored(path)), as_version=4)
@@ -127,7 +128,6 @@ def write_downloads(app: Sphinx, error: Exception | None) -> None:
         nbformat.write(executed, built / "_sources" / f"{document}.ipynb")
         (built / "_sources" / f"{document}.md").write_bytes(text.read_bytes())
         page = built / f"{document}.html"
-        link = re.compile(r'(<a href="[^"]*_sources/[^"]*")(?! download)')
         html = re.sub("<template><img .*?</template>", "", page.read_text("utf-8"))
         page.write_text(link.sub(r"\1 download", html), "utf-8")
 
@@ -146,10 +146,8 @@ def records(app: Sphinx, kind: str) -> Iterator[tuple[str, str, dict[str, Any]]]
 
 def _notebooks(app: Sphinx) -> list[tuple[str, Path]]:
     """Return the documents that are notebooks, in the order of the table of contents."""
-    toc = (Path(app.srcdir) / "_toc.yml").read_text("utf-8")
-    documents = re.findall(r"file: (\S+?)(?:\.ipynb)?\s*$", toc, flags=re.MULTILINE)
-    paths = [(document, Path(app.srcdir) / f"{document}.ipynb") for document in documents]
-    return [(document, path) for document, path in paths if path.exists()]
+    paths = [path.with_suffix(".ipynb") for path in sync.sources()]
+    return [(path.relative_to(app.srcdir).with_suffix("").as_posix(), path) for path in paths]
 
 
 class Listing(nodes.General, nodes.Element):

@@ -115,7 +115,8 @@ def uses(source: Path) -> list[str]:
         names |= set(re.findall(r"\w+", line))
     names |= set(re.findall(r"\b(?:gans|figures|recorded|stabilisers)\.(\w+)", text))
     from_there = {introduced().get(name) for name in names}
-    earlier = sources()[: sources().index(source)]
+    chapters = sources()
+    earlier = chapters[: chapters.index(source)]
     return [title(p) for p in earlier if title(p) in from_there or f"]({p.stem}.ipynb" in text]
 
 

@@ -24,9 +24,8 @@ def fronts(size: int = 96) -> Tensor:
     """
     size = check_count("size", size, at_least=8)
     drawn = torch.stack([v2.functional.pil_to_tensor(_draw(name)) for name in CLASSES])
-    return interpolate(drawn.float() / 255, (size, size), mode="bilinear", antialias=True).clamp(
-        0, 1
-    )
+    small = interpolate(drawn.float() / 255, (size, size), mode="bilinear", antialias=True)
+    return small.clamp(0, 1)
 
 
 def _draw(name: str) -> Image.Image:
