@@ -16,8 +16,17 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 from torch.utils.data import DataLoader, TensorDataset
 
-from minimax.game import NonFiniteLoss, Player, engine, minibatches, play, reinitialise, seed_of
-from minimax.gans import Packed, minimax, non_saturating
+from minimax.game import (
+    NonFiniteLoss,
+    Player,
+    capture,
+    engine,
+    minibatches,
+    play,
+    reinitialise,
+    seed_of,
+)
+from minimax.gans import Packed, minimax, non_saturating, relativistic, wasserstein
 from minimax.networks import DCGANGenerator, mlp
 
 DATA = torch.randn(500, 2, generator=torch.Generator().manual_seed(0)) + 2
@@ -374,14 +383,72 @@ def test_channels_last_changes_nothing_and_bf16_little(monkeypatch):
     assert 0 < half < 0.05
 
 
-def test_a_compiled_game_is_the_same_game():
-    def game(**options):
-        D, G = networks()
-        history = play(non_saturating(D, G), BATCHES, rounds=4, seed=3, **options)
-        return torch.stack(list(history.losses.values()))
+def game_of(name):
+    """Players and batches: between them, all that an operation can do to a loss."""
+    if name == "images":  # batch normalisation and dropout, in training
+        G = nn.Sequential(nn.Linear(3, 256), nn.Unflatten(1, (1, 16, 16)), nn.BatchNorm2d(1))
+        D = nn.Sequential(nn.Conv2d(1, 4, 4, 4), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten())
+        D.append(nn.Linear(64, 1))
+        data = torch.rand(60, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+        return non_saturating(D, G, lr=1e-2), minibatches(data, size=8, noise=3)
+    D, G = networks()
+    rules = {"plain": non_saturating, "slopes": relativistic, "shares drawn": wasserstein}
+    options = {"lr": 1e-2, "clip": 0.5, "average": 0.9, "d": {"turns": 2}}
+    return rules[name](D, G, **options), BATCHES
 
-    assert (game(compile=True) - game()).abs().max() < 1e-5
-    assert (game(compile=True, copies=3) - game(copies=3)).abs().max() < 1e-5
+
+@pytest.mark.parametrize("copies", [None, 3])
+@pytest.mark.parametrize("name", ["plain", "slopes", "shares drawn", "images"])
+def test_a_traced_game_is_the_same_game(name, copies):
+    found = []
+    for graph in (False, True):
+        torch.manual_seed(0)
+        players, batches = game_of(name)
+        history = play(players, batches, rounds=8, seed=3, copies=copies, graph=graph)
+        weights = [value for player in players for value in player.modules[0].state_dict().values()]
+        averages = [] if name == "images" else [history.each(lambda: 0.0, averaged=True)]
+        found.append([*history.losses.values(), *weights, *averages])
+    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(*found, strict=True))
+    assert len(found[0][0].unique()) >= 8
+
+
+@pytest.mark.parametrize(("name", "copies"), [("plain", 3), ("shares drawn", None)])
+def test_a_compiled_game_is_the_same_game(name, copies):
+    found = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        history = play(*game_of(name), rounds=4, seed=3, copies=copies, compile=compile)
+        found.append(torch.stack(list(history.losses.values())))
+    assert (found[0] - found[1]).abs().max() < 1e-5
+
+
+def test_a_trace_is_made_once_for_each_shape(monkeypatch):
+    calls = []
+    D, _ = networks()
+
+    def loss(real, noise):
+        calls.append(len(real))
+        return softplus(-D(real)).mean()
+
+    sizes = iter([8, 8, 4, 8, 4, 8])
+    draw = {size: minibatches(DATA, size=size, noise=3) for size in (4, 8)}
+    play(Player(D, loss), lambda g: draw[next(sizes)](g), rounds=6, graph=True, seed=0)
+    assert calls == [8, 4]
+
+
+def test_a_loss_that_looks_at_numbers_is_not_traced():
+    def game(graph):
+        D, _ = networks()
+
+        def loss(real, noise):
+            value = softplus(-D(real)).mean()
+            return value if value.item() > 0 else -value
+
+        return play(Player(D, loss), BATCHES, rounds=3, seed=0, graph=graph).losses["loss"]
+
+    with pytest.warns(UserWarning, match="The loss of player 'loss' can't be traced and runs as"):
+        traced = game(graph=True)
+    assert torch.equal(traced, game(graph=False))
 
 
 def test_watching_records_and_does_not_disturb():
@@ -493,7 +560,7 @@ class PretendGraph:
     """What a CUDA graph does, on a CPU: a capture moves nothing, and a replay plays the round."""
 
     game: engine.Game
-    captured: engine.Captured
+    captured: capture.Captured
 
     def replay(self):
         self.captured.losses.copy_(self.game.round(self.captured.inputs))
@@ -518,10 +585,10 @@ def captured(monkeypatch):
     """Play ``rounds`` rounds as a GPU would with ``graph=True``; return losses and weights."""
 
     def played(players, rounds, copies, graph):
-        game = engine.Game(players, copies, 0, reinitialise, False, False, False)
+        game = engine.Game(players, copies, 0, reinitialise, False, False)
         for side in game.sides:
             side.optimiser.defaults["capturable"] = True
-        rounder = engine.Captured(game)
+        rounder = capture.Captured(game.round, game.sides)
         PretendGraph.game, PretendGraph.captured = game, rounder
         advance = rounder.round if graph else game.round
         with game.playing():
@@ -566,12 +633,6 @@ def test_a_loss_that_waits_for_the_gpu_is_not_captured(captured, monkeypatch):
     with pytest.warns(UserWarning, match="rounds run one by one: a loss waits for the GPU"):
         *_, rounder = captured([replace(d, loss=waiting), g], 6, None, graph=True)
     assert rounder.graph is None and modes == ["warn", 0]
-
-
-def test_a_graph_on_a_cpu_says_why_not():
-    D, G = networks()
-    with pytest.warns(UserWarning, match="the networks lie on the CPU"):
-        play(non_saturating(D, G), BATCHES, rounds=1, graph=True)
 
 
 def test_progress_goes_to_stderr_and_is_off_in_ci(python):

@@ -1,4 +1,4 @@
-"""One round of a game: turns, gradients, copies, precision, and its capture as a CUDA graph."""
+"""One round of a game: turns, gradients, copies and precision."""
 
 import hashlib
 import warnings
@@ -13,12 +13,11 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 
 from minimax.errors import Words, check_number, refuse
 from minimax.game.arena import Arena, State, Weights
+from minimax.game.capture import Traced
 from minimax.game.checkpoints import Checkpoint
 from minimax.game.parallel import average, joint_loss
 from minimax.game.player import Batch, Batches, Player, processes
-from minimax.game.side import NotFinite, Side
-
-WARM_UP = 3  # eager rounds before a capture: in them, optimisers and libraries make their buffers
+from minimax.game.side import Gradients, NotFinite, Side
 
 
 def seed_of(seed: int, copy: int) -> int:
@@ -51,7 +50,7 @@ class Game:
     def __init__(
         self, players: Sequence[Player], copies: int | None, seed: int,
         initialise: Callable[[nn.Module], None], bf16: bool | None, channels_last: bool,
-        compile: bool,
+        graph: bool = False, compile: bool = False,
     ) -> None:  # fmt: skip
         self.arena = Arena(players)
         self.copies, self.seed, self.wants_bf16 = copies, seed, bf16
@@ -81,8 +80,11 @@ class Game:
             held = {id(value) for value in Arena([player]).state().values()}
             mine = {name: self.state[name] for name, value in own.items() if id(value) in held}
             self.sides.append(Side(index, player, mine, stacked=copies is not None))
-        objectives = [self._objective(player) for player in players]
-        self.objectives = [torch.compile(o) for o in objectives] if compile else objectives
+        self.objectives = [self._objective(player) for player in players]
+        trace = compile or (graph and self.device.type == "cpu")
+        alone = processes() == 1  # what several processes tell each other can't be traced
+        sides = self.sides if trace and alone else []
+        self.programs = [Traced(self.loss, self.state, side, compile) for side in sides]
         self.turns = max(player.turns for player in players)
         # What a bad batch spoils before its loss is known: statistics of a normalisation, say.
         self.buffers = [self.state[name] for name in dict(self.arena.named_buffers())]
@@ -122,18 +124,34 @@ class Game:
                 allowed = "a function that draws it, through its parametrisation"
                 refuse("initialise", Words(f"leaving {weight} alike in all copies"), allowed)
 
-    def _objective(self, player: Player) -> Callable[..., Tensor]:
-        """Return ``player``'s loss of the batch; for copies, of the stack of their batches."""
-        if self.copies is None:
-            return player.loss if processes() == 1 else joint_loss(player)
+    def _objective(self, player: Player) -> Callable[[State, Batch], Tensor]:
+        """Return ``player``'s loss of weights and a batch; for copies, of stacks of both."""
+        if processes() > 1:
+            together = joint_loss(player)
+            return lambda state, batch: together(*batch)
 
         places = self.arena.places()
 
         def one(state: State, batch: Batch) -> Tensor:
+            if state is self.state:  # the networks hold it
+                return player.loss(*batch)
             return self.arena.using(places, state, player.loss, *batch)
 
-        each = vmap(one, randomness="different")
-        return lambda *batch: each(self.state, batch)
+        return one if self.copies is None else vmap(one, randomness="different")
+
+    def loss(self, side: Side, state: State, batch: Batch) -> Tensor:
+        """Return the loss of ``side`` on ``batch`` with ``state`` in the networks; for copies, all.
+
+        Raises ValueError if it is not a single number.
+        """
+        # Without a cache: it would keep casts that were made without gradients.
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False
+        ):
+            loss = self.objectives[side.index](state, batch)
+        if not isinstance(loss, Tensor) or loss.dim() != (self.copies is not None):
+            side.refuse_loss(self._described(loss), "a tensor with a single number")
+        return loss
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
@@ -179,7 +197,7 @@ class Game:
         Their shape is (players,), or (players, copies).
         """
         losses, self.begun = [], True
-        for side, objective in zip(self.sides, self.objectives, strict=True):
+        for side in self.sides:
             for value in self.state.values():  # what is not moved needs no graph
                 value.requires_grad_(False)
             for weight in side.weights:
@@ -188,15 +206,9 @@ class Game:
             for batch in drawn[: side.player.turns]:
                 if self.buffers and self.device.type == "cpu":
                     torch._foreach_copy_(self.before, self.buffers)
-                # Without a cache: it would keep casts that were made without gradients.
-                with torch.autocast(
-                    self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False
-                ):
-                    loss = objective(*batch)
-                if not isinstance(loss, Tensor) or loss.dim() != (self.copies is not None):
-                    side.refuse_loss(self._described(loss), "a tensor with a single number")
+                loss, gradients = self._differentiated(side, batch)
                 try:
-                    side.step(loss)
+                    side.step(loss, gradients)
                 except NotFinite:
                     if self.buffers:
                         torch._foreach_copy_(self.buffers, self.before)
@@ -204,6 +216,11 @@ class Game:
                 parts.append(loss.detach().float())
             losses.append(torch.stack(parts).mean(0))
         return average(torch.stack(losses))
+
+    def _differentiated(self, side: Side, batch: Batch) -> tuple[Tensor, Gradients]:
+        if self.programs:
+            return self.programs[side.index](batch)
+        return self.loss(side, self.state, batch), None
 
     def _described(self, loss: object) -> object:
         if not isinstance(loss, Tensor):
@@ -317,62 +334,3 @@ class Game:
 def _another(seed: int) -> int:
     """Return a second seed: batches must not repeat the numbers that drew the weights."""
     return (seed + 1) * 2_654_435_761 % 2**32
-
-
-class Captured:
-    """A round as a CUDA graph: the first few run as they are, then one is captured and replayed."""
-
-    def __init__(self, game: Game) -> None:
-        self.game, self.played = game, 0
-        self.graph: torch.cuda.CUDAGraph | None = None
-        fixed = [
-            type(side.optimiser).__name__
-            for side in game.sides
-            if not side.optimiser.defaults.get("capturable")
-        ]
-        self.off = bool(fixed)
-        if fixed:
-            self._warn(f"{' and '.join(fixed)} can't be captured")
-
-    def _warn(self, why: str) -> None:
-        warnings.warn(f"No CUDA graph, rounds run one by one: {why}.", stacklevel=4)
-
-    def round(self, drawn: Sequence[Batch]) -> Tensor:
-        """Play one round on the batches ``drawn``, and return the losses, as ``Game.round``."""
-        self.played += 1
-        if self.graph is None and not self.off and self.played > WARM_UP:
-            self._capture(drawn)
-        if self.graph is None:
-            return self._watched(drawn) if self.played == WARM_UP else self.game.round(drawn)
-        for static, batch in zip(self.inputs, drawn, strict=True):
-            for place, value in zip(static, batch, strict=True):
-                place.copy_(value)
-        self.graph.replay()
-        return self.losses
-
-    def _watched(self, drawn: Sequence[Batch]) -> Tensor:
-        """Play a round; one that waits for the GPU would leave a capture that can't be undone."""
-        before = torch.cuda.get_sync_debug_mode()
-        with warnings.catch_warnings(record=True) as found:
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
-            try:
-                losses = self.game.round(drawn)
-            finally:
-                torch.cuda.set_sync_debug_mode(before)
-        if any("synchronizing" in str(one.message) for one in found):
-            self.off = True
-            self._warn("a loss waits for the GPU")
-        return losses
-
-    def _capture(self, drawn: Sequence[Batch]) -> None:
-        self.inputs = [tuple(part.clone() for part in batch) for batch in drawn]
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph):
-                self.losses = self.game.round(self.inputs)
-        except RuntimeError as error:
-            self.off = True
-            self._warn(str(error).splitlines()[0])
-        else:
-            self.graph = graph

@@ -1,7 +1,6 @@
 """``play`` and what it returns. One round stands in ``engine``, its files in ``checkpoints``."""
 
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ from tqdm import tqdm
 
 from minimax.errors import Words, check_count, described, refuse
 from minimax.game.arena import State, Weights
+from minimax.game.capture import Captured
 from minimax.game.checkpoints import Checkpoint, Folder
-from minimax.game.engine import Captured, Game
+from minimax.game.engine import Game
 from minimax.game.parallel import is_first
 from minimax.game.player import Batches, Player, processes
 from minimax.game.side import NotFinite
@@ -124,9 +124,10 @@ def play(
     For speed: ``bf16`` evaluates the losses under autocast (on a processor without instructions for
     it, with a warning, it does not: they would be far slower; None asks the processor),
     ``channels_last`` lays images and kernels out so (and leaves the networks like that),
-    ``compile`` compiles the losses, and ``graph`` captures a round as a CUDA graph and replays it;
-    where that is not possible, a warning says why. Only ``bf16`` changes the results by more than
-    rounding; but a graph freezes what a loss keeps in Python, a counter or a weight that changes.
+    ``graph`` writes a round down as a list of operations and replays it, on a GPU as a CUDA graph,
+    and ``compile`` merges these operations by torch.compile; where that is not possible, a warning
+    says why. Only ``bf16`` changes the results by more than rounding; but ``graph`` and ``compile``
+    freeze what a loss keeps in Python, a counter or a weight that changes.
 
     Several processes that torchrun has started, and ``parallel.start`` has joined, play one game
     together (DistributedDataParallel): ``minibatches`` gives each its share, gradients and losses
@@ -152,7 +153,7 @@ def play(
         refuse("seed", seed, "below 2⁶⁴")
     if not isinstance(key, (str, type(None))):
         refuse("key", described(key), "a text, or None")
-    game = Game(players, copies, seed, initialise, bf16, channels_last, compile)
+    game = Game(players, copies, seed, initialise, bf16, channels_last, graph, compile)
     folder = Folder(checkpoint, game.fingerprint(rounds, key)) if checkpoint is not None else None
     on_cuda, on_cpu = (game.device.type == kind for kind in ("cuda", "cpu"))
     here = torch.cuda.device(game.device) if on_cuda else nullcontext()
@@ -164,10 +165,10 @@ def play(
             drawn = game.resume(found, batches, folder.compare)
         else:
             record.look(0)
-        if graph and not on_cuda:
-            warnings.warn("No CUDA graph is captured: the networks lie on the CPU.", stacklevel=2)
         alone = processes() == 1  # what several processes tell each other can't be captured
-        advance = Captured(game).round if graph and on_cuda and alone else game.round
+        advance = (
+            Captured(game.round, game.sides).round if graph and on_cuda and alone else game.round
+        )
         options = {"disable": True} if os.environ.get("CI") or not is_first() else {}
         bar = tqdm(total=rounds, initial=record.done, delay=2, leave=False, unit="round", **options)
         for now in range(record.done + 1, rounds + 1):

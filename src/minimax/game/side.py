@@ -22,6 +22,9 @@ ELEMENTWISE = tuple(
 HOW = ("foreach", "fused", "capturable", "differentiable")  # options of speed, not of the game
 
 
+Gradients = Sequence[Tensor | None] | None  # one for each weight, or none: still to be computed
+
+
 class NotFinite(ArithmeticError):
     """The ``what`` (loss, gradient, step) of a player, and of a copy if there are copies, is bad.
 
@@ -79,24 +82,25 @@ class Side:
         """Raise ValueError that names this player's loss."""
         refuse(f"the loss of player {self.player.name!r}", Words(str(got)), allowed)
 
-    def step(self, losses: Tensor) -> None:
-        """Move the weights down ``losses``, () or (copies,); then the average.
+    def step(self, losses: Tensor, gradients: Gradients = None) -> None:
+        """Move the weights down ``losses``, () or (copies,), or ``gradients``; then the average.
 
         The gradient reaches nothing else. On a CPU, a step with a loss or a gradient that is not
         finite is not taken: it raises NotFinite.
         """
-        loss = losses.sum()
-        if loss.requires_grad:
-            loss.backward(inputs=self.weights)
-        gradients = [weight.grad for weight in self.weights if weight.grad is not None]
-        if not gradients:
+        if gradients is not None:
+            self._put(gradients)
+        elif losses.requires_grad:
+            losses.sum().backward(inputs=self.weights)
+        found = [weight.grad for weight in self.weights if weight.grad is not None]
+        if not found:
             self.refuse_loss("constant in its weights", "a function of the player's networks")
-        if any(gradient.is_sparse for gradient in gradients):
+        if any(gradient.is_sparse for gradient in found):
             self.refuse_loss("with a sparse gradient", "one with dense gradients")
-        on_cpu = loss.device.type == "cpu"
-        size = self._checked(losses.detach(), gradients) if on_cpu else 0.0
+        on_cpu = losses.device.type == "cpu"
+        size = self._checked(losses.detach(), found) if on_cpu else 0.0
         if self.player.clip is not None:
-            clip(gradients, self.player.clip, self.stacked)
+            clip(found, self.player.clip, self.stacked)
         rates = (float(group["lr"]) for group in self.optimiser.param_groups)
         if on_cpu and size * max(1.0, *rates) > LARGE:
             self._step_with_care(losses.detach())
@@ -107,6 +111,12 @@ class Side:
             average, now = list(self.averaged.values()), list(self.sources.values())
             with torch.no_grad():
                 torch._foreach_lerp_(average, now, 1 - self.player.average)
+
+    def _put(self, gradients: Sequence[Tensor | None]) -> None:
+        for weight, gradient in zip(self.weights, gradients, strict=True):
+            if gradient is not None and gradient.stride() != weight.stride():
+                gradient = torch.empty_like(weight).copy_(gradient)  # as optimisers want it
+            weight.grad = gradient
 
     def _checked(self, losses: Tensor, gradients: list[Tensor]) -> float:
         """Return how large the gradients are; raise NotFinite if they or the losses are bad."""
