@@ -23,10 +23,10 @@ book: .venv/ready
 	@echo "Open _build/html/index.html"
 
 test: book
-	MINIMAX_SEED=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+	MINIMAX_SEED=1 $(BIN)/python -m pytest --numprocesses 2
 
 seeds: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m seeds tests/test_notebooks.py
+	$(BIN)/python -m pytest --numprocesses 2 -m seeds tests/test_notebooks.py
 
 launch: .venv/ready
 	$(BIN)/python -m pytest -m launch --durations 0 tests/test_launch.py

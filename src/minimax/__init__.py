@@ -5,6 +5,10 @@ introduces it.
 """
 
 from minimax.claims import ClaimFailed, claim, table
+from minimax.machine import keep_memory, settle
 from minimax.scale import at_scale, seed
 
 __all__ = ["ClaimFailed", "at_scale", "claim", "seed", "table"]
+
+settle()
+keep_memory()

@@ -79,9 +79,10 @@ class MinibatchDiscrimination(nn.Module):
 
     def forward(self, f: Tensor) -> Tensor:
         """Return the features with their closeness."""
-        M = self.T(f).view(len(f), *self.shape)
-        near = torch.exp(-(M[:, None] - M[None]).abs().sum(3))  # (N, N, kernels)
-        return torch.cat([f, near.sum(1) - 1], 1)  # without itself, whose closeness is 1
+        # (kernels, dimensions, N): long rows of numbers, which a processor sums at once.
+        M = self.T(f).view(len(f), *self.shape).permute(1, 2, 0).contiguous()
+        near = torch.exp(-(M[..., :, None] - M[..., None, :]).abs().sum(1))  # (kernels, N, N)
+        return torch.cat([f, near.sum(2).T - 1], 1)  # without itself, whose closeness is 1
 
 
 class HistoricalAverage(nn.Module):

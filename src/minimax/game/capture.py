@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from minimax.game.arena import State
 from minimax.game.player import Batch
@@ -42,6 +41,8 @@ class Traced:
         return loss, gradients
 
     def _traced(self, inputs: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]] | None:
+        from torch.fx.experimental.proxy_tensor import make_fx  # it loads half a compiler
+
         names = list(self.state)
         moved = [name for name, value in self.state.items() if value.requires_grad]
 
