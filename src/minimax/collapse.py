@@ -347,7 +347,7 @@ def play_cell(
     if table.digits:
         every = max(1_000, every)  # 26,000 images take a while to score
     generator = torch.Generator().manual_seed(seed)
-    z = torch.randn(table.samples, table.codes, generator=generator)
+    z = torch.randn(table.samples, table.codes, generator=generator, device="cpu").to(data.x)
 
     def scores() -> Tensor:
         return torch.tensor(score(cell, evaluate(G, z, 2_500), data))

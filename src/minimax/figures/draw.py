@@ -48,8 +48,9 @@ def image_grid(
         for index in range(count)
     ]
     right, bottom = max(x for x, _ in places) + across, places[-1][1] + height
-    grid = torch.zeros(bottom + gap, right + gap, 4)  # the gaps are transparent: the page is seen
-    for image, (x, y) in zip(images.detach().float(), places, strict=True):
+    shown = images.detach().cpu().float()
+    grid = shown.new_zeros(bottom + gap, right + gap, 4)  # its gaps are transparent
+    for image, (x, y) in zip(shown, places, strict=True):
         tile = grid[y : y + height, x : x + across]
         tile[..., :3], tile[..., 3] = image.movedim(0, 2).clamp(0, 1), 1.0
 

@@ -50,7 +50,7 @@ def tensors(name: str) -> dict[str, Tensor]:
     """
     path = FOLDER / f"{name}.safetensors"
     try:
-        return load_file(path)
+        return load_file(path, device=str(torch.get_default_device()))
     except SafetensorError as error:
         raise ValueError(f"The recorded tensors {path} are damaged ({error}).") from error
 
