@@ -164,7 +164,7 @@ def to(x: Tensor, *args, **kwargs) -> Tensor:
     """Do as Tensor.to: (device, dtype), (dtype) or (other), and keywords."""
     args, where = list(args), None
     for holder, key in ((args, 0), (kwargs, "device")):
-        if holder is args and not args or holder is kwargs and key not in kwargs:
+        if (holder is args and not args) or (holder is kwargs and key not in kwargs):
             continue
         value = holder[key]
         if isinstance(value, Tensor):  # to(other): its device and its dtype

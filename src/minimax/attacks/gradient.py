@@ -252,8 +252,8 @@ class _Ascent(NamedTuple):
         result, point = start.clone(), start
         left = torch.arange(len(start), device=start.device)
         velocity = torch.zeros_like(start)
-        # Off the CPU no step waits for what the numbers are: what is NaN stays it to the end.
-        waits = self.until_fooled or start.device.type == "cpu"
+        # Off the CPU no step waits for what the numbers are: NaN and infinity leave a trace.
+        waits, trace = self.until_fooled or start.device.type == "cpu", torch.zeros_like(start)
         for step in range(self.steps):
             looks = waits or step == 0
             gradient, logits = gradient_of(self.model, point, batch.y, batch.rows, looks=looks)
@@ -264,13 +264,17 @@ class _Ascent(NamedTuple):
                 gradient, velocity = gradient[stay], velocity[stay]
                 if len(left) == 0:
                     break
+            if not looks:
+                trace += 0 * gradient
             if self.momentum:
                 velocity = self.momentum * velocity + (gradient / _norm(gradient, 1)).to(gradient)
                 gradient = velocity
             moved = point + self.sign * batch.step * self.ball.direction(gradient)
             point = self.ball.project(moved, batch.x, batch.radius)
         result[left] = point
-        return result if waits else check_gradient(result, batch.rows)
+        if not waits:
+            check_gradient(trace, batch.rows)
+        return result
 
     def best_of(
         self,
