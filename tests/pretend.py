@@ -2,8 +2,8 @@
 
 Where a tensor lies is kept on its storage, which views, parameters and ``detach`` share. As with a
 real GPU, an operation on tensors of two devices raises RuntimeError (a CPU number, of no dimension,
-may meet CUDA tensors; CPU indices may index one; ``copy_`` crosses), so does a draw from a generator
-of another device, and NumPy raises TypeError. What waits for the GPU is counted.
+may meet CUDA tensors; CPU indices may index one; ``copy_`` crosses), so does a draw from another
+device's generator, and NumPy raises TypeError. What waits for the GPU is counted.
 """
 
 import functools
@@ -28,7 +28,7 @@ NEW = "new_tensor new_zeros new_ones new_full new_empty".split()
 
 
 def original(name: str):
-    """Return torch's own method: where a default device is set, torch would call the patched one."""
+    """Return torch's own method; under a default device torch would look it up, and find ours."""
     method = getattr(Tensor, name)
 
     def own(*args, **kwargs):
@@ -55,7 +55,7 @@ def bare(x: Tensor) -> Tensor:
 
 
 def place(x: Tensor) -> torch.device | None:
-    """Return CUDA or CPU; ANY of what torch made inside an operation and no other tensor met yet."""
+    """Return CUDA or CPU; ANY of what torch made inside an operation and no tensor met yet."""
     return getattr(bare(x).untyped_storage(), "place", CPU)
 
 
@@ -107,7 +107,7 @@ class Rules(TorchDispatchMode):
 
 
 def waits(name: str, args, given: list[Tensor]) -> bool:
-    """Return whether an operation waits for the GPU: what it gives back, or reads, is on the CPU."""
+    """Return whether an operation waits for the GPU: for numbers, or sizes that they decide."""
     if name in INDEXED:
         rows = [x for x in tensors(args[1:2]) if x.dtype in (torch.bool, torch.uint8)]
         return any(place(x) == CUDA for x in rows)

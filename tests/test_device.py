@@ -113,9 +113,8 @@ def test_the_pretend_gpu_takes_what_a_gpu_takes(gpu):
     on_cpu = [y, x.cpu(), torch.zeros(2), y.clone().copy_(x), torch.zeros_like(x, device="cpu")]
     assert {value.device.type for value in on_cpu} == {"cpu"} and x.cpu().numpy().shape == (2, 3)
     torch.set_default_device("cuda")
-    assert {torch.zeros(2).device, nn.Linear(2, 1).weight.device, torch.tensor(1.0).device} == {
-        CUDA
-    }
+    made = [torch.zeros(2), nn.Linear(2, 1).weight, torch.tensor(1.0), torch.as_tensor(y)]
+    assert {value.device for value in made} == {CUDA}
     with torch.device("cpu"):
         assert torch.zeros(2).device.type == "cpu"
 
@@ -274,14 +273,14 @@ def mixture(b):
 def svm(b):
     svc = SVC(kernel="rbf").fit(b.ring.cpu(), b.ring[:, 0].cpu() > 0)
     g = b.on(evasion.SVM(svc))
-    options = {"steps": 3, "density": 1.0}
+    x, options = b.ring.clamp(0, 1), {"steps": 3, "density": 1.0}
     return [g(b.ring)] + [
-        evasion.evade(g, b.ring[:5].clamp(0, 1), b.ring.clamp(0, 1), [0.1, 0.5], norm=norm, **options)
+        evasion.evade(g, x[:5], x, [0.1, 0.5], norm=norm, **options)
         for norm in ("l1", "l2")
     ]  # fmt: skip
 
 
-def replaced(b, player):
+def moved(b, player):
     for module in player.modules:
         b.on(module)
     return player
@@ -389,7 +388,8 @@ CALLS = {
         lambda b: [
             errors.check_images(b.x, b.y), errors.logits_of(b.model, b.x, b.y),
             errors.check_made("G", b.x, 6, b.x), errors.described(b.x).text,
-            errors.check_number("lr", b.x.sum()), errors.all_copies(b.x), errors.check_tensor("x", b.x),
+            errors.check_number("lr", b.x.sum()), errors.all_copies(b.x),
+            errors.check_tensor("x", b.x),
         ],
     "image_grid perturbation": lambda b: [
         draw.image_grid(b.x, columns=3, outlined=b.y > 2),
@@ -411,7 +411,7 @@ CALLS = {
         b, (lambda D, G: gans.minimax(gans.Packed(b.on(nets.mlp(4, 3, 1)), 2), G),), b.D, b.G),
     "feature_matching with_history HistoricalAverage": lambda b: [
         b.play(stabilisers.feature_matching(b.on(nn.Linear(2, 4)), b.on(nn.Linear(4, 1)), b.G)),
-        b.play([replaced(b, player) for player in stabilisers.with_history(gans.minimax(b.D, b.G))]),
+        b.play([moved(b, one) for one in stabilisers.with_history(gans.minimax(b.D, b.G))]),
     ],
     "MinibatchDiscrimination": lambda b: judged(b, stabilisers.MinibatchDiscrimination(2, 3, 2)),
     "VirtualBatchNorm WithReference": with_reference,
@@ -454,9 +454,11 @@ CALLS = {
         embedded(name) for name in EMBEDDED
     ],
     "Normalise Maxout mlp softmax_regression maxout_network strided_network": lambda b: [
-        nets.Normalise([0.5], [0.2])(torch.rand(2, 1, 4, 4)), nets.Maxout(3, 2, 2)(torch.rand(2, 3)),
-        nets.maxout_network(16, units=8).eval()(torch.rand(2, 16)), nets.mlp(2, 3)(torch.rand(1, 2)),
-        nets.softmax_regression(16)(torch.rand(2, 16)), nets.strided_network()(torch.rand(2, 1, 28, 28)),
+        network(torch.rand(2, *shape)) for network, shape in (
+            (nets.Normalise([0.5], [0.2]), (1, 4, 4)), (nets.Maxout(3, 2, 2), (3,)),
+            (nets.maxout_network(16, units=8).eval(), (16,)), (nets.mlp(2, 3), (2,)),
+            (nets.softmax_regression(16), (16,)), (nets.strided_network(), (1, 28, 28)),
+        )
     ],
     "DCGANGenerator DCGANDiscriminator": lambda b: b.on(nets.DCGANDiscriminator(16, 1, 4))(
         b.on(nets.DCGANGenerator(16, 1, 4, 5))(b.rand(4, 5))),
@@ -482,12 +484,12 @@ MAKERS = set(
     "recorded_squeezenet temperatures fronts load Normalise train_dcgan recorded_dcgan networks "
     "play_cell".split()
 )
-# Those that only name, check or move what others do, or want a disk, a network or several processes.
+# Parts of what is called, texts, and what wants the disk, a network or several processes.
 WITHOUT = set(
-    "Need Messages drawn_messages sms_spam squeezenet as_input load_photographs Captured NotFinite clip Game Side "
-    "Folder share joint_loss share_statistics head write_tensors origin checkpoint_folder device_used "
-    "record_squeezenet train_robust_mnist record_robust_mnist dcgan_images device use_device "
-    "seed".split()
+    "Need Messages drawn_messages sms_spam squeezenet as_input load_photographs Captured "
+    "NotFinite clip Game Side Folder share joint_loss share_statistics head write_tensors origin "
+    "checkpoint_folder device_used record_squeezenet train_robust_mnist record_robust_mnist "
+    "dcgan_images device use_device seed".split()
 )
 
 
@@ -650,7 +652,7 @@ def test_a_round_never_waits(gpu, copies):
 @pytest.mark.device
 @pytest.mark.parametrize("chapter", chapters.chapters())
 def test_a_chapter_runs_on_a_gpu(monkeypatch, shown, tmp_path, chapter):
-    """At quick scale, with all its claims; where its data and networks lie, nothing meets the CPU."""
+    """At quick scale, with all its claims; what it trains lies there."""
     for name, value in (("DEVICE", "cuda"), ("SCALE", "quick"), ("DATA", ""), ("SEED", "0")):
         monkeypatch.setenv(f"MINIMAX_{name}", value)
     monkeypatch.delenv("MINIMAX_DATA")

@@ -1,6 +1,6 @@
 """The switches of a run: quick or with the papers' budgets, where it computes, and its seed.
 
-Floor 0; called by the book, likelihood, coverage, attacks, defenses.
+Floor 0; called by the book, game, likelihood, coverage, attacks, defenses, reproduce.
 """
 
 import os
@@ -37,7 +37,7 @@ def at_scale(*, quick: T, paper: T) -> T:
 
 
 def device(at: str | None = None) -> torch.device:
-    """Return where a run at scale ``at`` computes: what the environment variable MINIMAX_DEVICE says.
+    """Return where a run at scale ``at`` computes: on what the variable MINIMAX_DEVICE names.
 
     By default the accelerator at paper scale if there is one, and the CPU at quick scale, so that a
     page looks the same everywhere; ``at`` is by default the scale of this run. (Apple's MPS has no

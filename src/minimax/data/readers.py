@@ -61,7 +61,8 @@ def load(name: str, split: str = "train", **options: Any) -> Any:
     [0, 1] of shape (N, channels, height, width); celeba and lsun_bedroom, too large for memory, are
     torchvision's own data sets of such images (option ``size``), and the two with texts are
     ``Messages``. A ``Data`` lies on torch's default device. Raises ValueError for an unknown name,
-    split or option; DataError if the data can't be had or are damaged. Introduced in *How to use this book*.
+    split or option; DataError if the data can't be had or are damaged. Introduced in *How to use
+    this book*.
     """
     check_choice("name", name, names())
     check_choice("split", split, ("train", "test"))
