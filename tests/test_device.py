@@ -368,7 +368,7 @@ CALLS = {
     "PrintAndPhotograph Through": lambda b: b.on(physical.Through(
         b.model, b.on(physical.PrintAndPhotograph()), views=2))(b.x),
     "Sticker non_printability": lambda b: [
-        b.on(physical.Sticker(b.x[0, 0] > 0.5))(b.rand(2, 4, 4, 4)),
+        physical.Sticker(b.x[0, 0] > 0.5)(b.rand(2, 4, 4, 4)),
         physical.non_printability(b.rand(3, 4, 4), b.x[0, 0] > 0.5),
     ],
     "LabelServer ask": served,
@@ -583,6 +583,22 @@ def test_a_game_on_a_gpu_goes_on_from_its_checkpoint(monkeypatch, tmp_path):
             torch.set_default_device(default)
             found = checkpointed(Bench("cuda", "cuda"), tmp_path / str(default))
             np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_what_was_seen_of_a_game_lies_on_the_default_device(gpu):
+    b = Bench("cuda", "cuda")
+    for default in (None, "cuda"):
+        torch.set_default_device(default)
+        batches, watch = minibatches(b.ring, size=5, noise=3), {"w": lambda: b.D[0].weight}
+        course = play(gans.minimax(b.D, b.G), batches, rounds=2, watch=watch)
+        seen = {*course.losses.values(), *course.watched.values()}
+        assert {value.device for value in seen} == {torch.get_default_device()}
+
+
+def test_a_dcgan_is_trained_on_the_default_device(gpu):
+    for default in ("cpu", "cuda"):
+        torch.set_default_device(default)
+        assert parallel.start() == torch.get_default_device()
 
 
 def test_data_elsewhere_come_to_the_game(gpu):
