@@ -35,6 +35,7 @@ from minimax.networks import (
     strided_network,
 )
 from minimax.recorded.origin import checkpoint_folder, device_used, origin
+from minimax.scale import use_device
 
 LOOKS = 20  # at the scores while a cell is played
 AVERAGE = 0.99  # of the weights: the step decays to 0, and 0.999 would mix in early ones
@@ -442,6 +443,9 @@ def _played(
     cell: Cell, copies: int, base: Path, changed: dict[str, Any]
 ) -> tuple[dict[str, Any], Path]:
     """Return the record of ``cell`` and the folder with its checkpoints."""
+    use_device(
+        "paper"
+    )  # on a cluster this is a thread of its own, and a default device is a thread's
     begun = origin()
     folder = os.environ.get("MINIMAX_DATA")
     given = {"cell": cell, "copies": copies, "changed": changed, "folder": folder}

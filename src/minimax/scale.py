@@ -1,6 +1,6 @@
 """The switches of a run: quick or with the papers' budgets, where it computes, and its seed.
 
-Floor 0; called by the book, game, likelihood, coverage, attacks, defenses, reproduce.
+Floor 0; called by the book, most rooms.
 """
 
 import os

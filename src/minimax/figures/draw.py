@@ -114,7 +114,7 @@ def _check_shown(argument: str, images: Tensor, axes: int, allowed: str) -> None
 
 def _picture(axes: Axes, image: Tensor) -> None:
     pixels = image.detach().cpu().movedim(0, 2).clamp(0, 1)
-    axes.imshow(pixels.expand(-1, -1, 3) if pixels.shape[2] == 1 else pixels)
+    axes.imshow(pixels.expand(-1, -1, 3 if pixels.shape[2] == 1 else -1).numpy())
     axes.axis("off")
 
 
