@@ -443,9 +443,7 @@ def _played(
     cell: Cell, copies: int, base: Path, changed: dict[str, Any]
 ) -> tuple[dict[str, Any], Path]:
     """Return the record of ``cell`` and the folder with its checkpoints."""
-    use_device(
-        "paper"
-    )  # on a cluster this is a thread of its own, and a default device is a thread's
+    use_device("paper")  # a default device is a thread's: the worker of a cluster has none
     begun = origin()
     folder = os.environ.get("MINIMAX_DATA")
     given = {"cell": cell, "copies": copies, "changed": changed, "folder": folder}
