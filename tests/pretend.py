@@ -21,7 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 CPU, CUDA, ANY = torch.device("cpu"), torch.device("cuda", 0), None
 INDEXED = {"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_"}
-WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim"}
+WAITING = set(
+    "_local_scalar_dense nonzero masked_select equal _unique2 unique_dim bincount".split()
+)
 DRAWING = "uniform_ normal_ bernoulli_ random_ exponential_ bernoulli multinomial".split()
 LIKE = "empty_like zeros_like ones_like full_like rand_like randn_like randint_like".split()
 NEW = "new_tensor new_zeros new_ones new_full new_empty".split()
@@ -122,9 +124,7 @@ def common(func, name: str, args, given: list[Tensor]) -> torch.device | None:
     if name == "copy_":
         return place(args[0])
     if name in INDEXED:
-        if {place(args[0]), *map(place, tensors(args[1:2]))} == {CPU, CUDA} and not (
-            place(args[0]) == CUDA
-        ):
+        if place(args[0]) == CPU and CUDA in map(place, tensors(args[1:2])):
             raise RuntimeError(
                 "indices should be either on cpu or on the same device as the indexed tensor (cpu)"
             )
@@ -219,17 +219,18 @@ def check_generator(generator: torch.Generator | None, where: torch.device | Non
 
 def factory(make):
     """Return ``make``, a function that creates tensors, as it is where there is a GPU."""
+    copies = make.__name__ in ("tensor", "as_tensor", "asarray")
 
     @functools.wraps(make)
     def made(*args, device=None, **kwargs):
-        source = next(tensors([*args[:1], kwargs.get("data")]), None)
         where = default() if device is None else named(device)
-        copies = make.__name__ in ("tensor", "as_tensor", "asarray")
-        if copies and isinstance(source, Tensor) and source is (args or [None])[0]:
-            moved = to(source, place(source) if where is None else where)
-            return moved if make.__name__ != "tensor" else put(
-                make(source.detach(), *args[1:], device=CPU, **kwargs), where or place(source)
-            )  # fmt: skip
+        source = args[0] if args else None
+        if copies and isinstance(source, Tensor):
+            where = where or place(source)
+            if make.__name__ != "tensor":
+                return to(source, where, kwargs.get("dtype") or source.dtype)
+        elif copies and where == CUDA:
+            Waits.count += 1  # what lies in ordinary memory is copied before torch goes on
         check_generator(kwargs.get("generator"), where or CPU)
         return put(make(*args, device=CPU, **kwargs), where or CPU)
 
@@ -297,6 +298,7 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Waits]]:
         for name in names:
             patch(where, name, wrapped(original(name) if where is Tensor else getattr(where, name)))
     patch(torch, "Generator", Generator)
+    patch(Tensor, "__array__", Tensor.__array__)  # which use_device replaces
     clone, run = torch.UntypedStorage.clone, threading.Thread.run
 
     def cloned(storage):
@@ -310,10 +312,7 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Waits]]:
 
     patch(torch.UntypedStorage, "clone", cloned)  # by which tensors are deep-copied
     patch(threading.Thread, "run", ran)
-    for module, answers in (
-        (torch.cuda, CUDA_SAYS),
-        (torch.accelerator, ACCELERATOR_SAYS),
-    ):
+    for module, answers in ((torch.cuda, CUDA_SAYS), (torch.accelerator, ACCELERATOR_SAYS)):
         for name, answer in answers.items():
             patch(module, name, answer)
     Waits.count = 0

@@ -124,7 +124,8 @@ def test_the_pretend_gpu_counts_what_waits_for_it(gpu):
     x, y = torch.rand(2, 3, device="cuda"), torch.rand(2, 3)
     for wait in (
         lambda x: x[0, 0].item(), lambda x: bool(x[0, 0] > 0), lambda x: x.tolist(), Tensor.cpu,
-        lambda x: x[x > 0.5], torch.nonzero, lambda x: x.add_(0).copy_(y), lambda x: y.to(x),
+        lambda x: x[x > 0.5], torch.nonzero, lambda x: torch.tensor([1.0], device="cuda"),
+        lambda x: x.add_(0).copy_(y), lambda x: y.to(x),
     ):  # fmt: skip
         before = gpu.count
         wait(x)
@@ -703,11 +704,10 @@ def test_a_round_never_waits(gpu, name, copies):
 @pytest.mark.parametrize("chapter", chapters.chapters())
 def test_a_chapter_runs_on_a_gpu(monkeypatch, shown, tmp_path, chapter):
     """At quick scale, with all its claims; what it trains lies there."""
-    for name, value in (("DEVICE", "cuda"), ("SCALE", "quick"), ("DATA", ""), ("SEED", "0")):
-        monkeypatch.setenv(f"MINIMAX_{name}", value)
-    monkeypatch.delenv("MINIMAX_DATA")
+    for name, value in (("DEVICE", "cuda"), ("SCALE", "quick"), ("DATA", tmp_path), ("SEED", 0)):
+        monkeypatch.setenv(f"MINIMAX_{name}", str(value))
     monkeypatch.chdir(chapters.ROOT / "book")
-    own, space = Tensor.__array__, {"__name__": "__main__"}
+    space = {"__name__": "__main__"}
     collapse.digit_reader.cache_clear()
     with pretend_gpu(monkeypatch):
         for number, code in enumerate(chapters.code(chapter)):
@@ -716,4 +716,3 @@ def test_a_chapter_runs_on_a_gpu(monkeypatch, shown, tmp_path, chapter):
         networks = [value for value in space.values() if isinstance(value, nn.Module)]
         assert {weight.device for n in networks for weight in n.parameters()} <= {CUDA}
     assert sum("minimax_claim" in metadata for _, metadata in shown) >= 12
-    Tensor.__array__ = own
