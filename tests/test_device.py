@@ -113,6 +113,8 @@ def test_the_pretend_gpu_takes_what_a_gpu_takes(gpu):
     assert {value.device for value in on_gpu} == {CUDA} and all(v.is_cuda for v in on_gpu)
     on_cpu = [y, x.cpu(), torch.zeros(2), y.clone().copy_(x), torch.zeros_like(x, device="cpu")]
     assert {value.device.type for value in on_cpu} == {"cpu"} and x.cpu().numpy().shape == (2, 3)
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(lambda: (x @ x.T).device).result() == CUDA
     torch.set_default_device("cuda")
     made = [torch.zeros(2), nn.Linear(2, 1).weight, torch.tensor(1.0), torch.as_tensor(y)]
     assert {value.device for value in made} == {CUDA}
@@ -136,9 +138,14 @@ def test_the_pretend_gpu_counts_what_waits_for_it(gpu):
 
 
 def test_nothing_is_left_of_the_pretend_gpu(monkeypatch):
+    patched = (torch, Tensor, torch.cuda, torch.accelerator, torch.nn.functional)
+    before = [dict(vars(place)) for place in patched]
     with monkeypatch.context() as patches, pretend_gpu(patches):
         x = torch.rand(2, device="cuda")
     assert x.device.type == torch.get_default_device().type == "cpu" and not x.is_cuda
+    for place, own in zip(patched, before, strict=True):
+        changed = {name for name, value in vars(place).items() if own.get(name) is not value}
+        assert changed == set(), place
 
 
 # --- the switch ---------------------------------------------------------------------------------
