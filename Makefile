@@ -3,6 +3,7 @@
 # make test   runs the tests in two processes; it builds the book first, which some of them open in
 #             a browser, and which ran the chapters under seed 0: here they run under seed 1
 # make seeds  runs the chapters under one more seed
+# make device  runs the chapters on a pretend GPU
 # make launch  runs the chapters with the packages of Colab and of Binder, in environments of their own
 # make links  asks the addresses outside that the book points to
 # make sync   brings each notebook in line with its text source
@@ -15,7 +16,7 @@ BIN    := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TQDM_DISABLE := 1   # progress bars belong on a terminal, not in a page
 
-.PHONY: book test seeds launch links sync outputs repository lock clean
+.PHONY: book test seeds device launch links sync outputs repository lock clean
 
 book: export MINIMAX_DATA =
 book: .venv/ready
@@ -27,6 +28,9 @@ test: book
 
 seeds: .venv/ready
 	$(BIN)/python -m pytest --numprocesses 2 -m seeds tests/test_notebooks.py
+
+device: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m device tests/test_device.py
 
 launch: .venv/ready
 	$(BIN)/python -m pytest -m launch --durations 0 tests/test_launch.py

@@ -43,7 +43,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return nodeid if "other_seeds" in nodeid else nodeid.split("::")[0]
+            apart = "other_seeds" in nodeid or "a_chapter_runs" in nodeid
+            return nodeid if apart else nodeid.split("::")[0]
 
     return ByFile(config, log)
 

@@ -22,7 +22,10 @@ def floors():
     return [re.split(r" {3,}", line)[0].split() for line in reversed(lines)]
 
 
-EXPORTS = {"claims": ("claim", "table"), "scale": ("at_scale", "seed")}  # of minimax/__init__
+EXPORTS = {
+    "claims": ("claim", "table"),
+    "scale": ("at_scale", "seed", "use_device"),
+}  # of minimax/__init__
 ROOMS = [room for floor in floors() for room in floor]
 
 

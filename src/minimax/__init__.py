@@ -6,9 +6,9 @@ introduces it.
 
 from minimax.claims import ClaimFailed, claim, table
 from minimax.machine import keep_memory, settle
-from minimax.scale import at_scale, seed
+from minimax.scale import at_scale, seed, use_device
 
-__all__ = ["ClaimFailed", "at_scale", "claim", "seed", "table"]
+__all__ = ["ClaimFailed", "at_scale", "claim", "seed", "table", "use_device"]
 
 settle()
 keep_memory()

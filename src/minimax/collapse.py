@@ -35,6 +35,7 @@ from minimax.networks import (
     strided_network,
 )
 from minimax.recorded.origin import checkpoint_folder, device_used, origin
+from minimax.scale import use_device
 
 LOOKS = 20  # at the scores while a cell is played
 AVERAGE = 0.99  # of the weights: the step decays to 0, and 0.999 would mix in early ones
@@ -347,7 +348,7 @@ def play_cell(
     if table.digits:
         every = max(1_000, every)  # 26,000 images take a while to score
     generator = torch.Generator().manual_seed(seed)
-    z = torch.randn(table.samples, table.codes, generator=generator)
+    z = torch.randn(table.samples, table.codes, generator=generator, device="cpu").to(data.x)
 
     def scores() -> Tensor:
         return torch.tensor(score(cell, evaluate(G, z, 2_500), data))
@@ -442,6 +443,7 @@ def _played(
     cell: Cell, copies: int, base: Path, changed: dict[str, Any]
 ) -> tuple[dict[str, Any], Path]:
     """Return the record of ``cell`` and the folder with its checkpoints."""
+    use_device("paper")  # a default device is a thread's: the worker of a cluster has none
     begun = origin()
     folder = os.environ.get("MINIMAX_DATA")
     given = {"cell": cell, "copies": copies, "changed": changed, "folder": folder}

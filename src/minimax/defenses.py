@@ -253,4 +253,4 @@ def certify(
             p = float(stats.beta.ppf(alpha, hits, samples - hits + 1)) if hits else 0.0
             labels.append(guess if p > 0.5 else -1)
             radii.append(sigma * float(stats.norm.ppf(p)) if p > 0.5 else 0.0)
-    return Certified(torch.tensor(labels), torch.tensor(radii))
+    return Certified(*(torch.tensor(found, device=x.device) for found in (labels, radii)))

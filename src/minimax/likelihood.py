@@ -179,9 +179,9 @@ def log_partition_exact(rbm: RBM) -> float:
     units = W.shape[1]
     if units > 20:
         refuse("rbm", Words(f"with a smaller layer of {units} units"), "one of at most 20 units")
-    bits = 2 ** torch.arange(units)
-    total = torch.tensor(-math.inf, dtype=torch.float64)
-    for states in torch.arange(2**units).split(2**14):
+    bits = 2 ** torch.arange(units, device=W.device)
+    total = W.new_tensor(-math.inf)
+    for states in torch.arange(2**units, device=W.device).split(2**14):
         h = (states[:, None] & bits > 0).double()
         part = (h @ b + softplus(h @ W.T + a).sum(1)).logsumexp(0)
         total = torch.logaddexp(total, part)

@@ -14,6 +14,7 @@ from minimax.attacks import photographs
 from minimax.data import DataError
 from minimax.listing import listing
 from minimax.recorded.origin import changes
+from minimax.scale import use_device
 
 DESCRIPTION = """Runs the long experiments once and records them. A long run that was killed goes
 on when the same version is asked for the same again. A tree with changes that no commit holds is
@@ -124,6 +125,7 @@ def main(command: Sequence[str] | None = None) -> None:
             f"{' …' if len(changed) > 5 else ''}. Commit it, or pass --dirty."
         )
     try:
+        use_device("paper")
         if out := getattr(arguments, "out", None):
             out.mkdir(parents=True, exist_ok=True)
         arguments.record(arguments)

@@ -1,11 +1,11 @@
-"""The one switch between a quick run and a run with the papers' budgets.
+"""The switches of a run: quick or with the papers' budgets, where it computes, and its seed.
 
-Floor 0; called by the book, likelihood, coverage, attacks, defenses.
+Floor 0; called by the book, most rooms.
 """
 
 import os
 import random
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,46 @@ def at_scale(*, quick: T, paper: T) -> T:
     Raises ValueError if MINIMAX_SCALE is neither. Introduced in *How to use this book*.
     """
     return quick if scale() == "quick" else paper
+
+
+def device(at: str | None = None) -> torch.device:
+    """Return where a run at scale ``at`` computes: on what the variable MINIMAX_DEVICE names.
+
+    By default the accelerator at paper scale if there is one, and the CPU at quick scale, so that a
+    page looks the same everywhere; ``at`` is by default the scale of this run. (Apple's MPS has no
+    64-bit floats, which parts of the book need: it has to be asked for.) Raises ValueError for a
+    device that is not there. Introduced in *How to use this book*.
+    """
+    allowed, chosen = ["cpu"], "cpu"
+    if found := torch.accelerator.current_accelerator(check_available=True):
+        count = torch.accelerator.device_count()
+        allowed += [found.type, *(f"{found.type}:{index}" for index in range(count))]
+        if (at or scale()) == "paper" and found.type != "mps":
+            chosen = found.type
+    chosen = os.environ.get("MINIMAX_DEVICE", chosen)
+    return torch.device(check_choice("MINIMAX_DEVICE", chosen, allowed))
+
+
+def use_device(at: str | None = None) -> torch.device:
+    """Make ``device(at)`` torch's default device and return it.
+
+    New tensors then lie there, data and networks among them; a generator has to be made there:
+    ``torch.Generator(device)``. For matplotlib and NumPy, tensors that lie elsewhere are copied to
+    the CPU. On the CPU nothing changes: a default device would cost each call of torch some
+    microseconds. Raises ValueError as ``device`` does. Introduced in *How to use this book*.
+    """
+    chosen = device(at)
+    torch.set_default_device(None if chosen.type == "cpu" else chosen)
+    if chosen.type != "cpu":
+        torch.Tensor.__array__ = _array  # type: ignore[assignment]
+    return chosen
+
+
+_own_array = torch.Tensor.__array__
+
+
+def _array(x: torch.Tensor, *given: Any, **named: Any) -> np.ndarray:
+    return _own_array(x.cpu(), *given, **named)
 
 
 def device_of(generator: torch.Generator | None, x: torch.Tensor) -> torch.device:

@@ -120,7 +120,7 @@ def train_substitute(
 
 def _asked(oracle: Oracle, images: Tensor) -> Tensor:
     """Return the labels (N,) that ``oracle`` gives to ``images``, or refuse what is none."""
-    return check_labels("oracle(images)", oracle(images), len(images))
+    return check_labels("oracle(images)", oracle(images), len(images)).to(images.device)
 
 
 @for_each_epsilon
@@ -233,7 +233,7 @@ def hop_skip_jump(
         for image, label, first in zip(x, y, start, strict=True)
     ]
     images, used = zip(*found, strict=True)
-    return Queried(torch.stack(images), torch.tensor(used))
+    return Queried(torch.stack(images), torch.tensor(used, device=x.device))
 
 
 def _normal(fools: Tensor, noise: Tensor) -> Tensor:

@@ -218,7 +218,7 @@ def evade(
     if density:
         check_pixels("benign", benign)
         benign = benign.to(x.dtype)
-    radius = torch.full((len(x), 1), check_number("epsilon", epsilon))
+    radius = x.new_full((len(x), 1), check_number("epsilon", epsilon))
     point = x.detach()
     for _ in range(steps):
         with torch.enable_grad():
@@ -252,7 +252,7 @@ def _project_l1(point: Tensor, x: Tensor, radius: Tensor) -> Tensor:
     """
     delta = point - x
     size, _ = delta.abs().sort(dim=1, descending=True)
-    excess = (size.cumsum(1) - radius) / torch.arange(1, size.shape[1] + 1)
+    excess = (size.cumsum(1) - radius) / torch.arange(1, size.shape[1] + 1, device=x.device)
     last = (size > excess).sum(1, keepdim=True).clamp(min=1) - 1
     shrink = excess.gather(1, last).clamp(min=0)
     return (x + delta.sign() * (delta.abs() - shrink).clamp(min=0)).clamp(0, 1)

@@ -252,8 +252,11 @@ class _Ascent(NamedTuple):
         result, point = start.clone(), start
         left = torch.arange(len(start), device=start.device)
         velocity = torch.zeros_like(start)
-        for _ in range(self.steps):
-            gradient, logits = gradient_of(self.model, point, batch.y, batch.rows)
+        # Off the CPU no step waits for what the numbers are: NaN and infinity leave a trace.
+        waits, trace = self.until_fooled or start.device.type == "cpu", torch.zeros_like(start)
+        for step in range(self.steps):
+            looks = waits or step == 0
+            gradient, logits = gradient_of(self.model, point, batch.y, batch.rows, looks=looks)
             if self.until_fooled:
                 result[left] = point
                 stay = ~self.fooled(logits, batch.y)
@@ -261,12 +264,16 @@ class _Ascent(NamedTuple):
                 gradient, velocity = gradient[stay], velocity[stay]
                 if len(left) == 0:
                     break
+            if not looks:
+                trace += 0 * gradient
             if self.momentum:
                 velocity = self.momentum * velocity + (gradient / _norm(gradient, 1)).to(gradient)
                 gradient = velocity
             moved = point + self.sign * batch.step * self.ball.direction(gradient)
             point = self.ball.project(moved, batch.x, batch.radius)
         result[left] = point
+        if not waits:
+            check_gradient(trace, batch.rows)
         return result
 
     def best_of(
@@ -309,18 +316,18 @@ class _Ascent(NamedTuple):
 
 
 def gradient_of(
-    model: nn.Module, x: Tensor, y: Tensor, rows: Tensor | None = None
+    model: nn.Module, x: Tensor, y: Tensor, rows: Tensor | None = None, *, looks: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of the cross-entropy at ``x`` and the logits there, ``model`` frozen.
 
-    ``rows`` are the images' numbers in what is said of a gradient that is not finite. Introduced in
-    *Adversarial examples*.
+    ``rows`` are the images' numbers in what is said of a gradient that is not finite, if it
+    ``looks`` for that: on a GPU a look waits. Introduced in *Adversarial examples*.
     """
     x = x.detach().requires_grad_()
-    logits = differentiable(logits_of(model, x, y))
+    logits = differentiable(logits_of(model, x, y) if looks else model(x))
     loss = cross_entropy(logits, y, reduction="sum")  # no image's gradient depends on the others
-    gradient = check_gradient(torch.autograd.grad(loss, x)[0], rows)
-    return gradient, logits.detach()
+    (gradient,) = torch.autograd.grad(loss, x)
+    return check_gradient(gradient, rows) if looks else gradient, logits.detach()
 
 
 def differentiable(logits: Tensor) -> Tensor:

@@ -32,7 +32,8 @@ def attack_photograph(pretrained: Pretrained, photograph: Tensor) -> dict[str, A
     x = photograph[None]
     y = predict_proba(network, x).argmax(1)
     attacked = predict_proba(network, fgsm(network, x, y, EPSILONS)[:, 0])
-    coin = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).sign()
+    generator = torch.Generator().manual_seed(0)
+    coin = torch.randn(x.shape, generator=generator, device="cpu").sign().to(x)
     noisy = predict_proba(network, torch.cat([(x + e * coin).clamp(0, 1) for e in EPSILONS]))
 
     def said(row: Tensor) -> tuple[str, float]:
@@ -54,7 +55,7 @@ def turn_into_ostriches(
     rounded to 8 bits, as they are recorded. Introduced in *Adversarial examples*.
     """
     network, labels, source = pretrained
-    target = torch.full((len(photographs),), OSTRICH)
+    target = torch.full((len(photographs),), OSTRICH, device=photographs.device)
     r = lbfgs(network, photographs, target, **options) - photographs
     step = r.abs().amax() / 127
     r = (r / step).round() * step
@@ -77,7 +78,7 @@ def record_squeezenet() -> None:
     first = attack_photograph(pretrained, photographs[0])
     ostriches = turn_into_ostriches(pretrained, photographs)
     step = ostriches["r"].abs().amax() / 127
-    bits = np.packbits(first["sign"].numpy().ravel() > 0)
+    bits = np.packbits(first["sign"].cpu().numpy().ravel() > 0)
     kept = {
         "sign_bits": torch.from_numpy(bits),
         "r": (ostriches["r"] / step).round().to(torch.int8),
@@ -100,6 +101,6 @@ def recorded_squeezenet() -> dict[str, Any]:
     Introduced in *Adversarial examples*.
     """
     record, kept = recorded.run(RECORD) or {}, recorded.tensors(RECORD)
-    bits = np.unpackbits(kept["sign_bits"].numpy())
-    sign = torch.from_numpy(bits).float().view(3, 224, 224) * 2 - 1
+    bits = np.unpackbits(kept["sign_bits"].cpu().numpy())
+    sign = torch.from_numpy(bits).to(kept["r"].device).float().view(3, 224, 224) * 2 - 1
     return record | {"sign": sign, "r": kept["r"].float() * kept["step"]}

@@ -65,7 +65,7 @@ class PrintAndPhotograph(nn.Module):
             refuse("x", got, "of shape (N, 1 or 3, H, W), H and W at least 3")
         check_pixels("x", x)
         seen = self.optics(x)
-        brighter, contrast = 1 + self.exposure * (2 * torch.rand(2) - 1)
+        brighter, contrast = 1 + self.exposure * (2 * torch.rand(2, device=x.device) - 1)
         grey = seen.mean((1, 2, 3), keepdim=True)
         seen = brighter * (grey + contrast * (seen - grey))
         seen = (seen + self.noise * torch.randn_like(seen)).clamp(0, 1)
@@ -123,7 +123,7 @@ class Sticker(nn.Module):
         if not (low >= 0 and high <= 1):
             refuse("mask", Words(f"between {low:g} and {high:g}"), "between 0 and 1")
         self.register_buffer("mask", mask.float())
-        self.logits = nn.Parameter(torch.zeros(3, *mask.shape))
+        self.logits = nn.Parameter(torch.zeros(3, *mask.shape, device=mask.device))
 
     def reset_parameters(self) -> None:
         """Draw colours at random."""

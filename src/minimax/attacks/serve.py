@@ -84,9 +84,13 @@ class LabelServer:
     def _try(self) -> None:
         """Refuse a model that fails at one grey image."""
         try:
-            predict_proba(self.model, torch.full((1, *self.shape), 0.5))
+            self._labels(torch.full((1, *self.shape), 0.5))
         except (RuntimeError, TypeError, IndexError) as error:
             refuse("shape", self.shape, f"that of images which the model takes ({_line(error)})")
+
+    def _labels(self, images: Tensor) -> list[int]:
+        there = next(self.model.parameters(), images).device
+        return predict_proba(self.model, images.to(there)).argmax(1).tolist()
 
     def __enter__(self) -> "LabelServer":
         return self.start()
@@ -130,7 +134,7 @@ class LabelServer:
                     raise HTTPException(429, text, headers={"Retry-After": f"{wait:.3f}"})
                 self._allowance -= len(images)
             try:
-                labels = predict_proba(self.model, images).argmax(1).tolist()
+                labels = self._labels(images)
             except Exception as error:  # whatever a model raises, the client is told
                 raise HTTPException(500, f"The model failed: {_line(error)}") from error
             self.queries += len(images)
@@ -172,7 +176,7 @@ def ask(url: str, images: Tensor) -> Tensor:
         time.sleep(float(answer.headers["Retry-After"]))
     if answer.status_code != 200:
         raise ValueError(f"The server refused (status {answer.status_code}): {_detail(answer)}")
-    return torch.tensor(answer.json()["labels"])
+    return torch.tensor(answer.json()["labels"], device=images.device)
 
 
 def _line(error: Exception) -> str:

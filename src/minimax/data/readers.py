@@ -5,7 +5,7 @@ import io
 import os
 import tarfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,9 @@ def load(name: str, split: str = "train", **options: Any) -> Any:
     gtsrb_subset, imagenet_photographs, sms_spam. The result is a ``Data`` with float32 images in
     [0, 1] of shape (N, channels, height, width); celeba and lsun_bedroom, too large for memory, are
     torchvision's own data sets of such images (option ``size``), and the two with texts are
-    ``Messages``. Raises ValueError for an unknown name, split or option; DataError if the data
-    can't be had or are damaged. Introduced in *How to use this book*.
+    ``Messages``. A ``Data`` lies on torch's default device. Raises ValueError for an unknown name,
+    split or option; DataError if the data can't be had or are damaged. Introduced in *How to use
+    this book*.
     """
     check_choice("name", name, names())
     check_choice("split", split, ("train", "test"))
@@ -70,7 +71,13 @@ def load(name: str, split: str = "train", **options: Any) -> Any:
     if unknown := sorted(set(options) - allowed):
         takes = ", ".join(sorted(allowed)) or "none"
         raise ValueError(f"load({name!r}) has no option {unknown[0]!r}; it takes: {takes}.")
-    return reader(split, **options)
+    with torch.device("cpu"):  # where the same seed draws the same data on every machine
+        data = reader(split, **options)
+    here = torch.get_default_device()
+    if here.type == "cpu" or not isinstance(data, Data):
+        return data
+    extras = {k: v.to(here) if isinstance(v, Tensor) else v for k, v in data.extras.items()}
+    return replace(data, x=data.x.to(here), y=data.y.to(here), extras=extras)
 
 
 def available(name: str) -> bool:

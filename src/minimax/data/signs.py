@@ -25,7 +25,7 @@ def fronts(size: int = 96) -> Tensor:
     size = check_count("size", size, at_least=8)
     drawn = torch.stack([v2.functional.pil_to_tensor(_draw(name)) for name in CLASSES])
     small = interpolate(drawn.float() / 255, (size, size), mode="bilinear", antialias=True)
-    return small.clamp(0, 1)
+    return small.clamp(0, 1).to(torch.get_default_device())
 
 
 def _draw(name: str) -> Image.Image:
@@ -91,7 +91,8 @@ def photograph(signs: Tensor, generator: torch.Generator, size: int = 48) -> Ten
     n = len(signs)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(n, *shape, generator=generator)
+        drawn = torch.rand(n, *shape, generator=generator, device=generator.device)
+        return low + (high - low) * drawn.to(signs.device)
 
     scale, turn = uniform(0.55, 0.95), uniform(-math.pi / 12, math.pi / 12)
     side = uniform(0, math.radians(50)).cos()  # what is seen from the side looks narrower
@@ -103,13 +104,13 @@ def photograph(signs: Tensor, generator: torch.Generator, size: int = 48) -> Ten
     grid = affine_grid(torch.stack(rows, 1), [n, 4, size, size], align_corners=False)
     seen = grid_sample(signs, grid, align_corners=False)
     ends = uniform(0.1, 0.9, 2, 3, 1, 1)
-    down = torch.linspace(0, 1, size).view(1, 1, size, 1)
+    down = torch.linspace(0, 1, size, device=signs.device).view(1, 1, size, 1)
     background = (ends[:, 0] * (1 - down) + ends[:, 1] * down).expand(-1, -1, -1, size)
     colours, opacity = seen[:, :3], seen[:, 3:]
     picture = colours * opacity + background * (1 - opacity)
     light, haze = uniform(0.55, 1.15, 1, 1, 1), uniform(0, 0.15, 1, 1, 1)
-    noise = 0.02 * torch.randn(picture.shape, generator=generator)
-    return (picture * light * (1 - haze) + haze + noise).clamp(0, 1)
+    noise = torch.randn(picture.shape, generator=generator, device=generator.device)
+    return (picture * light * (1 - haze) + haze + 0.02 * noise.to(picture)).clamp(0, 1)
 
 
 def photographed_signs(split: str, count: int = 2000, size: int = 48) -> tuple[Tensor, Tensor]:

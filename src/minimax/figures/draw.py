@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -48,8 +47,9 @@ def image_grid(
         for index in range(count)
     ]
     right, bottom = max(x for x, _ in places) + across, places[-1][1] + height
-    grid = torch.zeros(bottom + gap, right + gap, 4)  # the gaps are transparent: the page is seen
-    for image, (x, y) in zip(images.detach().float(), places, strict=True):
+    shown = images.detach().cpu().float()
+    grid = shown.new_zeros(bottom + gap, right + gap, 4)  # its gaps are transparent
+    for image, (x, y) in zip(shown, places, strict=True):
         tile = grid[y : y + height, x : x + across]
         tile[..., :3], tile[..., 3] = image.movedim(0, 2).clamp(0, 1), 1.0
 
@@ -114,7 +114,7 @@ def _check_shown(argument: str, images: Tensor, axes: int, allowed: str) -> None
 
 def _picture(axes: Axes, image: Tensor) -> None:
     pixels = image.detach().cpu().movedim(0, 2).clamp(0, 1)
-    axes.imshow(pixels.expand(-1, -1, 3) if pixels.shape[2] == 1 else pixels)
+    axes.imshow(pixels.expand(-1, -1, 3 if pixels.shape[2] == 1 else -1).numpy())
     axes.axis("off")
 
 

@@ -275,9 +275,10 @@ class _Record:
             self.watched[name] = list(found.tensors[f"watched/{name}"])
 
     def history(self, rounds: int) -> History:
+        here = torch.get_default_device()
         losses = {
-            side.player.name: self.losses[:rounds, index].cpu()
+            side.player.name: self.losses[:rounds, index].to(here)
             for index, side in enumerate(self.game.sides)
         }
-        watched = {name: torch.stack(values) for name, values in self.watched.items()}
+        watched = {name: torch.stack(values).to(here) for name, values in self.watched.items()}
         return History(losses, watched, self.times, self.game.weights().kept())

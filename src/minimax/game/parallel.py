@@ -14,18 +14,22 @@ from torch.nn.parallel import DistributedDataParallel
 
 from minimax.errors import refuse
 from minimax.game.player import Player, processes
+from minimax.scale import device
 
 
 def start() -> torch.device:
     """Join the other processes if torchrun started this one; return the device to compute on.
 
-    Processes on GPUs talk by NCCL, others by Gloo. Introduced in *DCGAN*.
+    Alone that is torch's default device. Several processes take a GPU each, if MINIMAX_DEVICE does
+    not say "cpu", and talk by NCCL; others by Gloo. Introduced in *DCGAN*.
     """
+    if "WORLD_SIZE" not in os.environ:
+        return torch.get_default_device()
     local = int(os.environ.get("LOCAL_RANK", "0"))
-    cuda = torch.cuda.is_available()
+    cuda = device("paper").type == "cuda"
     if cuda:
         torch.cuda.set_device(local)
-    if "WORLD_SIZE" in os.environ and not distributed.is_initialized():
+    if not distributed.is_initialized():
         distributed.init_process_group("nccl" if cuda else "gloo")
     return torch.device("cuda", local) if cuda else torch.device("cpu")
 

@@ -50,7 +50,8 @@ def tensors(name: str) -> dict[str, Tensor]:
     """
     path = FOLDER / f"{name}.safetensors"
     try:
-        return load_file(path)
+        here = torch.get_default_device()
+        return {name: tensor.to(here) for name, tensor in load_file(path).items()}
     except SafetensorError as error:
         raise ValueError(f"The recorded tensors {path} are damaged ({error}).") from error
 
