@@ -5,6 +5,7 @@
 # make seeds  runs the chapters under one more seed
 # make device  runs the chapters on a pretend GPU
 # make launch  runs the chapters with the packages of Colab and of Binder, in environments of their own
+# make gpu  tests and times the kernels on an NVIDIA GPU
 # make links  asks the addresses outside that the book points to
 # make sync   brings each notebook in line with its text source
 # make outputs  renews the stored outputs that the tests compare
@@ -16,7 +17,7 @@ BIN    := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export TQDM_DISABLE := 1   # progress bars belong on a terminal, not in a page
 
-.PHONY: book test seeds device launch links sync outputs repository lock clean
+.PHONY: book test seeds device launch links gpu sync outputs repository lock clean
 
 book: export MINIMAX_DATA =
 book: .venv/ready
@@ -34,6 +35,9 @@ device: .venv/ready
 
 launch: .venv/ready
 	$(BIN)/python -m pytest -m launch --durations 0 tests/test_launch.py
+
+gpu: .venv/ready
+	$(BIN)/python benchmarks/gpu.py --out _build/gpu.md
 
 links: .venv/ready
 	$(BIN)/python -m pytest -m links tests/test_links.py
