@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -412,7 +412,9 @@ def test_a_traced_game_is_the_same_game(name, copies):
     assert len(found[0][0].unique()) >= 8
 
 
-@pytest.mark.parametrize(("name", "copies"), [("plain", 3), ("shares drawn", None)])
+@pytest.mark.parametrize(
+    ("name", "copies"), [("plain", 3), ("shares drawn", None), ("images", None)]
+)
 def test_a_compiled_game_is_the_same_game(name, copies):
     found = []
     for compile in (False, True):
@@ -449,6 +451,18 @@ def test_a_loss_that_looks_at_numbers_is_not_traced():
     with pytest.warns(UserWarning, match="The loss of player 'loss' can't be traced and runs as"):
         traced = game(graph=True)
     assert torch.equal(traced, game(graph=False))
+
+
+def test_without_a_compiler_a_game_is_played_all_the_same(monkeypatch):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no such compiler"))
+    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+    histories = []
+    for compile in (True, False):
+        D, G = networks()
+        with pytest.warns(UserWarning, match="can't be compiled") if compile else nullcontext():
+            histories.append(play(non_saturating(D, G), BATCHES, rounds=3, seed=0, compile=compile))
+    ends = [torch.stack(list(history.losses.values())) for history in histories]
+    assert torch.allclose(*ends, atol=1e-6)
 
 
 def test_watching_records_and_does_not_disturb():

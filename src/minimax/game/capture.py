@@ -2,15 +2,16 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
 from minimax.game.arena import State
 from minimax.game.player import Batch
 from minimax.game.side import Gradients, Side
 
+Program = Callable[..., tuple[Tensor, ...]]  # of weights and a batch: the loss, its gradient
 WARM_UP = 3  # eager rounds before a capture: in them, optimisers and libraries make their buffers
 
 
@@ -25,7 +26,7 @@ class Traced:
         self, loss: Callable[[Side, State, Batch], Tensor], state: State, side: Side, compile: bool
     ) -> None:
         self.loss, self.state, self.side, self.compile = loss, state, side, compile
-        self.programs: dict[object, Callable[..., tuple[Tensor, ...]] | None] = {}
+        self.programs: dict[object, Program | None] = {}
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Gradients]:
         """Return the loss of ``batch`` and its gradient; without one if it can't be traced."""
@@ -40,7 +41,7 @@ class Traced:
             loss, *gradients = program(*inputs)
         return loss, gradients
 
-    def _traced(self, inputs: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]] | None:
+    def _traced(self, inputs: Sequence[Tensor]) -> Program | None:
         from torch.fx.experimental.proxy_tensor import make_fx  # it loads half a compiler
 
         names = list(self.state)
@@ -55,15 +56,25 @@ class Traced:
         try:  # with tensors that hold no numbers, so that nothing is drawn or moved
             trace = make_fx(differentiated, tracing_mode="fake", _allow_non_fake_inputs=True)
             program = trace(*inputs)
-            if self.compile:
-                options: Any = {"fallback_random": True}  # the numbers that torch draws
-                return torch.compile(program, dynamic=False, options=options)
         except Exception as error:  # whatever a loss may do that can't be written down
-            why = str(error).strip().splitlines()[0]
-            text = f"The loss of player {self.side.player.name!r} can't be traced and runs as it is"
-            warnings.warn(f"{text}: {why}", stacklevel=6)
+            self._warn("traced", error)
             return None
-        return program.forward
+        return self._compiled(program, inputs) if self.compile else program.forward
+
+    def _compiled(self, program: GraphModule, inputs: Sequence[Tensor]) -> Program:
+        from torch._inductor import compile
+
+        options = {"fallback_random": True}  # the numbers that torch draws
+        try:
+            return compile(program, [part.detach() for part in inputs], options=options)
+        except Exception as error:  # without a C++ compiler, say
+            self._warn("compiled", error)
+            return program.forward
+
+    def _warn(self, what: str, error: Exception) -> None:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        text = f"The loss of player {self.side.player.name!r} can't be {what} and runs as it is"
+        warnings.warn(f"{text}: {why}", stacklevel=7)
 
 
 class Captured:
