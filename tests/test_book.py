@@ -270,6 +270,7 @@ def test_a_chapter_is_saved_with_its_results_or_as_text(chapter):
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     stills = [o for o in outputs if "image/png" in o.get("data", {})]
     assert len(stills) == len(re.findall(r"<figure (style|data-explore)=", page)) > 4
+    assert not any("<IPython" in o.get("data", {}).get("text/plain", "") for o in outputs)
     assert all(len(still.data["text/plain"]) > 20 for still in stills)
     assert len([o for o in outputs if "minimax_claim" in o.get("metadata", {})]) >= 12
     text = (HTML / links[1][0]).read_text("utf-8")

@@ -21,9 +21,8 @@ from packaging.requirements import Requirement
 from conftest import ROOT
 from minimax.chapters import chapters
 
-EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"][
-    "optional-dependencies"
-]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 INDEX_NAMES = {"pytorch-cpu": "torch", "matplotlib-base": "matplotlib"}
 
 
@@ -214,7 +213,9 @@ def colab(tmp_path_factory):
     """A Python with Colab's packages: in the environment MINIMAX_COLAB, or in one made here."""
     if given := os.environ.get("MINIMAX_COLAB"):
         return Path(given) / "bin/python"
-    python = shutil.which("python3.12") or sys.executable
+    python = shutil.which("python3.12")  # which may be a shim that leads to nothing
+    if not python or subprocess.run([python, "-c", ""], check=False).returncode:
+        pytest.fail("Colab's Python is python3.12, and there is none that runs on this machine.")
     return made(
         tmp_path_factory.mktemp("colab"), python, "--requirement", ROOT / "tests/launch/colab.txt"
     )
@@ -261,11 +262,23 @@ def execute(tmp_path, monkeypatch):
         argv = f'["{python}", "-m", "ipykernel_launcher", "-f", "{{connection_file}}"]'
         spec.write_text(f'{{"argv": {argv}, "display_name": "", "language": "python"}}', "utf-8")
         where = {"metadata": {"path": tmp_path / "alone"}}
-        NotebookClient(cells, kernel_name="reader", timeout=600, resources=where).execute()
+        # Colab and JupyterLab know no tag that says a cell is not to be executed.
+        options = {"timeout": 600, "resources": where, "skip_cells_with_tag": ""}
+        NotebookClient(cells, kernel_name="reader", **options).execute()
         outputs = [output for cell in cells.cells for output in cell.get("outputs", [])]
         return "".join(output.text for output in outputs if output.get("name") == "stderr")
 
     return run_all
+
+
+def test_colabs_versions_lie_in_the_ranges_of_the_package():
+    lines = (ROOT / "tests/launch/colab.txt").read_text("utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lines if "==" in line)
+    asked = [Requirement(line) for line in [*PROJECT["dependencies"], *EXTRAS["serve"]]]
+    assert {"ipython", "torch", "joblib", "fastapi"} <= {one.name for one in asked} & set(pinned)
+    for one in asked:
+        if one.name in pinned:
+            assert one.specifier.contains(pinned[one.name]), f"Colab has {pinned[one.name]}: {one}"
 
 
 @pytest.mark.launch

@@ -89,17 +89,33 @@ def test_the_template(cells):
     assert "plt.show" not in source  # a figure leaves a cell through figures.show alone
 
 
+def told_before(chapter):
+    """The text above a chapter's first code."""
+    cells = nbformat.read(ROOT / f"book/{chapter}.ipynb", as_version=4).cells
+    first = next(i for i, cell in enumerate(cells) if cell.cell_type == "code")
+    return cells[first - 1].source
+
+
 def test_the_head_names_the_earlier_chapters_that_introduce_what_is_used():
     def named(chapter):
-        notebook = nbformat.read(ROOT / f"book/{chapter}.ipynb", as_version=4)
-        (head,) = [c.source for c in notebook.cells if "recorded.head(" in c.source]
-        return re.findall(r'"(.*?)"', head)
+        return re.findall(r"Uses or refers to: (.*)\.", told_before(chapter))
 
-    assert named("adversarial_examples") == ["adversarial_examples"]
-    assert named("defenses") == [  # pgd; hop_skip_jump
-        "defenses", "Adversarial examples", "Black-box and physical attacks",
-    ]  # fmt: skip
-    assert "Defenses" not in named("dcgan") and "The minimax game" in named("dcgan")
+    assert named("adversarial_examples") == []
+    assert named("defenses") == ["Adversarial examples, Black-box and physical attacks"]
+    assert "Defenses" not in named("dcgan")[0] and "The minimax game" in named("dcgan")[0]
+
+
+@pytest.mark.parametrize("chapter", chapters())
+def test_what_a_chapter_takes_is_read_before_anything_runs(chapter):
+    """GitHub shows no output of it, Colab runs nothing before it is asked to."""
+    timings = json.loads((ROOT / "src/minimax/recorded/timings.json").read_text("utf-8"))
+    one = timings[chapter]["cpu"]
+    cpu, rest = told_before(chapter).split("; on a GPU: ")
+    nothing = f"{one['memory_gb']:.1f} GB of memory, downloads nothing"
+    assert cpu == (
+        f"Quick scale on two CPU cores: {one['seconds']:.0f} s, {nothing} (measured {one['date']})"
+    )
+    assert rest.startswith("not measured yet. No GPU is needed.")
 
 
 @pytest.mark.seeds

@@ -256,3 +256,14 @@ def test_the_cache_is_keyed_by_package_lock_file_and_environment(tmp_path, tool)
     keys.append(key(tmp_path, {"MINIMAX_SCALE": "paper"}))
     keys.append(key(tmp_path, {"MINIMAX_SEED": "1"}))
     assert len(set(keys)) == len(keys) - 1
+
+
+def test_a_clone_is_small():
+    """The install cell clones the repository; GitHub shows a notebook up to a few hundred kB."""
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
+    sizes = {name: (ROOT / name).stat().st_size for name in tracked if (ROOT / name).is_file()}
+    large = {".ipynb": 1_000_000}  # a megabyte, and two for what GitHub shows nobody
+    assert not {n for n, size in sizes.items() if size > large.get(Path(n).suffix, 2_000_000)}
+    assert 1_000_000 < sum(sizes.values()) < 12_000_000

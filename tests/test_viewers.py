@@ -245,11 +245,17 @@ def opened(driver, address):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A copy of what JupyterLab shows, so that nothing is written here."""
-    folder = tmp_path_factory.mktemp("home")
+    """A copy of what JupyterLab shows, so that nothing is written here.
+
+    Its links lead to the files beside it, also once the book has an address.
+    """
+    folder, address = tmp_path_factory.mktemp("home"), importlib.import_module("sync").address()
     (folder / "book").mkdir()
-    for name in ("pyproject.toml", *(f"book/{name}.ipynb" for name in chapters())):
-        shutil.copy(ROOT / name, folder / name)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    for name in chapters():
+        text = (ROOT / f"book/{name}.ipynb").read_text("utf-8")
+        text = text.replace(f"({address}/blob/main/", "(../") if address else text
+        (folder / f"book/{name}.ipynb").write_text(text, "utf-8")
     (folder / f"book/{CHAPTER}.md").write_bytes((ROOT / f"book/{CHAPTER}.md").read_bytes())
     (folder / "src/minimax").mkdir(parents=True)
     shutil.copy(ROOT / "src/minimax/gans.py", folder / "src/minimax")

@@ -38,7 +38,7 @@ except ImportError as error:
     import sys
     !{sys.executable} -m pip install --quiet "minimax-book[serve] @ git+{REPOSITORY}"
     sys.modules.pop("minimax", None)  # what was found before"""
-HEAD = "from minimax import recorded\n\nrecorded.head({arguments})"
+HEAD = "from minimax import recorded\n\nrecorded.head()"
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 TITLES = {"install": "The book's package", "solution": "Solution"}
 
@@ -120,21 +120,42 @@ def uses(source: Path) -> list[str]:
     return [title(p) for p in earlier if title(p) in from_there or f"]({p.stem}.ipynb" in text]
 
 
+def takes(source: Path) -> str:
+    """Return what a chapter takes and which earlier ones it uses, as Markdown."""
+    told = []
+    for device, title in (("cpu", "two CPU cores"), ("gpu", "a GPU")):
+        if one := timings(source).get(device):
+            fetched = f"{one['downloads_mb']} MB" if one["downloads_mb"] else "nothing"
+            memory = f"{one['memory_gb']:.1f} GB of memory, downloads {fetched}"
+            told.append(f"on {title}: {one['seconds']:.0f} s, {memory} (measured {one['date']})")
+        else:
+            told.append(f"on {title}: not measured yet")
+    lines = [f"Quick scale {'; '.join(told)}. No GPU is needed."]
+    if used := uses(source):
+        lines.append(f"Uses or refers to: {', '.join(used)}.")
+    return "\n\n".join(lines)
+
+
 def head(source: Path) -> list[nbformat.NotebookNode]:
-    """Return the two cells with which the code of a chapter begins."""
+    """Return what stands before the code of a chapter: what it takes, the install cell, the date.
+
+    What it takes is text, so that it is read before anything runs.
+    """
     install = nbformat.v4.new_code_cell(INSTALL.replace("{address}", address()))
-    names = ",\n    ".join(json.dumps(name, ensure_ascii=False) for name in uses(source))
-    arguments = f'"{source.stem}"' + (f", [\n    {names}]" if names else "")
-    told = nbformat.v4.new_code_cell(HEAD.format(arguments=arguments))
-    install.metadata["tags"], told.metadata["tags"] = ["hide-cell", "install"], ["remove-input"]
-    return [install, told]
+    today = nbformat.v4.new_code_cell(HEAD)
+    install.metadata["tags"], today.metadata["tags"] = ["hide-cell", "install"], ["remove-input"]
+    return [nbformat.v4.new_markdown_cell(takes(source)), install, today]
+
+
+def timings(source: Path) -> dict[str, dict]:
+    """Return what was measured when a chapter was last timed, by the kind of device."""
+    path = BOOK.parent / "src/minimax/recorded/timings.json"
+    return json.loads(path.read_text("utf-8")).get(source.stem, {}) if path.exists() else {}
 
 
 def slow(source: Path) -> dict[str, float]:
     """Return the seconds of the cells of a chapter that were slow when it was last timed."""
-    path = BOOK.parent / "src/minimax/recorded/timings.json"
-    timings = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    return timings.get(source.stem, {}).get("cpu", {}).get("slow", {})
+    return timings(source).get("cpu", {}).get("slow", {})
 
 
 def bare(code: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from IPython.display import HTML, display
+from IPython.display import display
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -100,29 +100,19 @@ def _write(name: str, data: bytes, folder: Path | None) -> None:
     write_whole(path, data)
 
 
-def head(chapter: str, uses: Sequence[str] = ()) -> None:
-    """Display what ``chapter`` takes at quick scale, which earlier ones it ``uses``, and its date.
+def head() -> None:
+    """Display the day, the versions and the processor that execute a chapter now.
 
-    And the versions and the processor that execute it now. Introduced in *How to use this book*.
+    What it takes stands above, written by the build. Introduced in *How to use this book*.
     """
-    timings = (run("timings") or {}).get(chapter, {})
-    takes = []
-    for device, title in (("cpu", "two CPU cores"), ("gpu", "a GPU")):
-        one = timings.get(device)
-        text = "not measured yet"
-        if one:
-            fetched = f"{one['downloads_mb']} MB" if one["downloads_mb"] else "nothing"
-            text = (
-                f"{one['seconds']:.0f} s, {one['memory_gb']:.1f} GB of memory, downloads {fetched}"
-            )
-            text += f" (measured {one['date']})"
-        takes.append(f"on {title}: {text}")
     today, kernel = datetime.date.today().isoformat(), platform.python_version()
-    lines = [f"Quick scale {'; '.join(takes)}."]
-    lines += [f"Uses or refers to: {', '.join(uses)}."] if uses else []
-    lines += [f"Executed {today}: Python {kernel}, PyTorch {torch.__version__}, {processor()}."]
-    markup = "<br>".join(html.escape(line) for line in lines)
-    display({"text/plain": "\n".join(lines), "text/html": f"<p>{markup}</p>"}, raw=True)
+    show(f"Executed {today}: Python {kernel}, PyTorch {torch.__version__}, {processor()}.")
+
+
+def show(sentence: str) -> None:
+    """Display ``sentence`` as a paragraph. Introduced in *How to use this book*."""
+    markup = f"<p>{html.escape(sentence)}</p>"
+    display({"text/plain": sentence, "text/html": markup}, raw=True)
 
 
 def compare(
@@ -151,7 +141,7 @@ def compare(
         measured={what: float(value) for what, _, value in rows if value is not None},
     )
     if record:
-        display(HTML(f"<p>{html.escape(provenance(record))}</p>"))
+        show(provenance(record))
 
 
 def provenance(record: Mapping[str, Any]) -> str:
