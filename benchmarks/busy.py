@@ -3,8 +3,9 @@
     python benchmarks/busy.py [--beside 0 2 4 8] [--turns 2] [--set NAME=VALUE ...]
 
 Each run is a process of its own, with the package's settings; ``--set`` adds rows with other
-variables of the environment, in turns with it (``--set OMP_WAIT_POLICY=passive``). Beside n
-processes on c cores the fair share is c / (n + 1) cores, one at most of what ran on one thread.
+variables of the environment, in turns with it (``--set OMP_NUM_THREADS=2`` is what torch would take
+on two cores by itself). Beside n processes on c cores the fair share is c / (n + 1) cores, one at
+most of what ran on one thread.
 """
 
 import argparse

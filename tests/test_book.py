@@ -56,8 +56,13 @@ def site():
         def log_message(self, *args):
             pass
 
+    class Patient(http.server.ThreadingHTTPServer):
+        request_queue_size = (
+            128  # a page asks for dozens of files at once; five may wait by default
+        )
+
     handler = functools.partial(Quiet, directory=str(HTML))
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    httpd = Patient(("127.0.0.1", 0), handler)
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{httpd.server_port}"
     httpd.shutdown()

@@ -20,37 +20,42 @@ def two_threads(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("busy", "processors", "threads"),
-    [(False, 8, 2), (False, 2, 2), (False, 1, 1), (True, 8, 1)],
+    ("processors", "others", "allowed", "threads"),
+    [(2, 0.1, 2, 2), (2, 1.0, 2, 1), (2, 2.0, 2, 1), (8, 6.9, 8, 1), (64, 3.0, 1, 1)],
 )
-def test_threads_follow_what_is_free(two_threads, monkeypatch, busy, processors, threads):
-    monkeypatch.setattr(machine, "is_busy", lambda: busy)
-    monkeypatch.setattr(joblib, "cpu_count", lambda: processors)
+def test_threads_follow_what_is_free(
+    two_threads, monkeypatch, processors, others, allowed, threads
+):
+    monkeypatch.setattr(machine, "busy", lambda: others)
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: processors)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: allowed)
     assert machine.settle() == torch.get_num_threads() == threads
 
 
 def test_what_the_reader_has_set_stays(two_threads, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    monkeypatch.setattr(machine, "is_busy", lambda: True)
+    monkeypatch.setattr(machine, "busy", lambda: 64.0)
     assert machine.settle() == torch.get_num_threads() == 2
 
 
-@pytest.mark.parametrize(("waited", "busy"), [("3.27", False), ("64.10", True)])
-def test_pressure_on_the_processors_is_read(tmp_path, monkeypatch, waited, busy):
-    place = tmp_path / "cpu.pressure"
-    place.write_text(
-        f"some avg10={waited} avg60=0.00 avg300=0.00 total=1\nfull avg10=0.00\n", "utf-8"
-    )
-    monkeypatch.setattr(machine, "PRESSURE", (str(tmp_path / "absent"), str(place)))
-    assert machine.is_busy() == busy
+def test_others_are_counted_from_what_the_processors_did(tmp_path, monkeypatch):
+    place = tmp_path / "stat"
+    monkeypatch.setattr(machine, "STATISTICS", place)
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 4)
+    place.write_text("cpu  100 0 50 900 7 0 3 0 0 0\ncpu0 1\n", "utf-8")
+    later = "cpu  118 0 51 919 8 0 3 1 0 0\ncpu0 1\n"  # of 40 ticks, 18 + 1 + 1 were work
+    monkeypatch.setattr(machine.time, "sleep", lambda _: place.write_text(later, "utf-8"))
+    assert machine.busy() == 4 * 20 / 40
 
 
-@pytest.mark.parametrize(("load", "busy"), [(2.1, False), (5.0, True)])
-def test_where_pressure_is_not_measured_the_load_counts(monkeypatch, load, busy):
-    monkeypatch.setattr(machine, "PRESSURE", ())
-    monkeypatch.setattr(joblib, "cpu_count", lambda: 2)
-    monkeypatch.setattr(machine.os, "getloadavg", lambda: (load, 0.0, 0.0), raising=False)
-    assert machine.is_busy() == busy
+@pytest.mark.parametrize("text", [None, "nothing\n"])
+def test_where_nobody_counts_the_load_does(tmp_path, monkeypatch, text):
+    place = tmp_path / "stat"
+    if text:
+        place.write_text(text, "utf-8")
+    monkeypatch.setattr(machine, "STATISTICS", place)
+    monkeypatch.setattr(machine.os, "getloadavg", lambda: (1.5, 0.0, 0.0), raising=False)
+    assert machine.busy() == 1.5
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")

@@ -6,31 +6,53 @@ Floor 0; called by the package itself.
 import ctypes
 import os
 import platform
+import time
 from pathlib import Path
 
 import joblib
 import torch
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # mallopt's names for them, in glibc's malloc.h
-PRESSURE = ("/sys/fs/cgroup/cpu.pressure", "/proc/pressure/cpu")  # of the container, of all
-PRESSED = 20.0  # per cent of the last ten seconds in which something waited for a processor
+STATISTICS = Path("/proc/stat")  # "cpu", then what all processors did so far, in ticks
 
 
 def settle() -> int:
-    """Give torch the processors that this process may use, or one if others want them too.
+    """Give torch the processors that are free, at least one; return how many.
 
-    Return their number. Threads spin while they wait for each other: beside four busy processes on
-    two cores, two of them take six times the time that is due, and one takes what is due
-    (``benchmarks/busy.py``). What the reader has chosen stays: OMP_NUM_THREADS, or fewer by
-    torch.set_num_threads. Introduced in *How to use this book*.
+    Threads spin while they wait for each other: beside four busy processes on two cores, two of
+    them take five times the time that is due (``benchmarks/busy.py``). More than affinity and
+    control groups allow are never taken. What the reader has chosen stays: OMP_NUM_THREADS, or
+    fewer by torch.set_num_threads. Introduced in *How to use this book*.
     """
     now = torch.get_num_threads()
-    if "OMP_NUM_THREADS" in os.environ:
+    if now == 1 or "OMP_NUM_THREADS" in os.environ:
         return now
-    threads = min(now, 1 if is_busy() else joblib.cpu_count())  # which knows affinity and quotas
-    if threads < now:
-        torch.set_num_threads(threads)
+    free = max(1, round((os.cpu_count() or 1) - busy()))
+    threads = min(now, free, joblib.cpu_count())
+    torch.set_num_threads(threads)
     return threads
+
+
+def busy(seconds: float = 0.1) -> float:
+    """Return how many processors others keep busy: for so many seconds, this process sleeps.
+
+    Where Linux does not count, the load of the last minute; where nobody does, 0. Introduced in
+    *How to use this book*.
+    """
+    try:
+        before = _ticks()
+        time.sleep(seconds)
+        busy, total = (now - then for now, then in zip(_ticks(), before, strict=True))
+        return (os.cpu_count() or 1) * busy / max(total, 1)
+    except (OSError, ValueError, IndexError):
+        return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+
+def _ticks() -> tuple[int, int]:
+    """Return the ticks in which processors worked, and all."""
+    line = STATISTICS.read_text("ascii").split("\n", 1)[0]
+    spent = [int(number) for number in line.split()[1:9]]  # what follows is counted already
+    return sum(spent) - spent[3] - spent[4], sum(spent)  # idle, and waiting for a disk
 
 
 def keep_memory() -> None:
@@ -44,16 +66,3 @@ def keep_memory() -> None:
         malloc = ctypes.CDLL(None)
         malloc.mallopt(TRIM_THRESHOLD, 2**30)
         malloc.mallopt(MMAP_THRESHOLD, 2**25)
-
-
-def is_busy() -> bool:
-    """Return whether processes wait for the processors, as Linux measures it (pressure stall).
-
-    Elsewhere: whether more want to run than there are. Introduced in *How to use this book*.
-    """
-    for place in PRESSURE:
-        try:  # some avg10=1.23 avg60=…
-            return float(Path(place).read_text("ascii").split("avg10=")[1].split()[0]) > PRESSED
-        except (OSError, IndexError, ValueError):
-            continue
-    return hasattr(os, "getloadavg") and os.getloadavg()[0] > joblib.cpu_count() + 0.5
