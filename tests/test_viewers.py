@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 import nbformat
 import pytest
+import yaml
 from markdown_it import MarkdownIt
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 from mdit_py_plugins.front_matter import front_matter_plugin
@@ -249,7 +250,9 @@ def home(tmp_path_factory):
 
     Its links lead to the files beside it, also once the book has an address.
     """
-    folder, address = tmp_path_factory.mktemp("home"), importlib.import_module("sync").address()
+    folder = tmp_path_factory.mktemp("home")
+    config = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))
+    address = config["repository"]["url"]
     (folder / "book").mkdir()
     shutil.copy(ROOT / "pyproject.toml", folder)
     for name in chapters():
