@@ -77,6 +77,7 @@ shell = InteractiveShell.instance()
 def system(line):
     print(shell.var_expand(line))
     sys.path.insert(0, {src!r})
+    shell.user_ns["_exit_code"] = {code}
 
 shell.system = system
 shell.run_cell({cell!r}).raise_error()
@@ -93,7 +94,7 @@ def test_the_install_cell_is_not_content_with_another_package_of_that_name(
     (tmp_path / "minimax/__init__.py").write_text("", "utf-8")
     cell = install_cell(notebook("dcgan").cells).source
     cell = re.sub('REPOSITORY = ".*?"', f'REPOSITORY = "{address}"', cell)
-    code = RUN_CELL.format(src=str(ROOT / "src"), cell=cell)
+    code = RUN_CELL.format(src=str(ROOT / "src"), cell=cell, code=0)
     done = python(code, PYTHONPATH=str(tmp_path), IPYTHONDIR=str(tmp_path / "ipython"))
     if address:
         assert done.returncode == 0, done.stdout + done.stderr
@@ -101,6 +102,9 @@ def test_the_install_cell_is_not_content_with_another_package_of_that_name(
         wanted = f'-m pip install --quiet "minimax-book[serve] @ git+{address}"'
         assert pip == f"{sys.executable} {wanted}"
         assert Path(file) == ROOT / "src/minimax/recorded/__init__.py"
+        code = RUN_CELL.format(src=str(ROOT / "src"), cell=cell, code=1)
+        failed = python(code, PYTHONPATH=str(tmp_path), IPYTHONDIR=str(tmp_path / "ipython"))
+        assert "ImportError: pip did not install it, and says why above." in failed.stderr
     else:
         last = done.stderr.strip().splitlines()[-1]
         assert last.startswith("ImportError: This book's package minimax-book is not installed")

@@ -26,7 +26,7 @@ from jupyter_cache import get_cache
 from jupyter_cache.executors import load_executor
 from sphinx.application import Sphinx
 
-ENVIRONMENT = ("MINIMAX_SCALE", "MINIMAX_SEED", "MINIMAX_DATA", "TORCH_HOME")
+ENVIRONMENT = ("MINIMAX_SCALE", "MINIMAX_SEED", "MINIMAX_DATA", "MINIMAX_DEVICE", "TORCH_HOME")
 
 
 def execution_key(root: Path, environment: dict[str, str]) -> str:

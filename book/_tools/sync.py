@@ -31,12 +31,13 @@ try:
 except ImportError as error:
     if not REPOSITORY:
         raise ImportError(
-            f"This book's package minimax-book is not installed ({error}), "
-            "and this copy of the book names no repository to install it "
-            "from. Clone the book and run `pip install .` in its folder."
+            f"This book's package minimax-book is not installed ({error}). "
+            "Clone the book and run `pip install .` in its folder."
         ) from None
     import sys
     !{sys.executable} -m pip install --quiet "minimax-book[serve] @ git+{REPOSITORY}"
+    if get_ipython().user_ns["_exit_code"]:
+        raise ImportError("pip did not install it, and says why above.") from None
     sys.modules.pop("minimax", None)  # what was found before"""
 HEAD = "from minimax import recorded\n\nrecorded.head()"
 LINK = re.compile(r"\]\(([^()\s]+)\)")
