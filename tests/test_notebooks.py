@@ -3,12 +3,14 @@
 nbval executes them as they are: ``book`` is among the paths of pytest.
 """
 
+import hashlib
 import json
 import re
 import statistics
 import subprocess
 import sys
 
+import jupytext
 import nbformat
 import pytest
 
@@ -86,6 +88,9 @@ def test_the_template(cells):
     assert "recorded.compare(" in source
     assert len(solutions) >= 4
     assert all("hide-cell" in tags(cell) and "claim(" in cell.source for cell in solutions)
+    assert (
+        cells[1].source == "from minimax import recorded\n\nrecorded.head()"
+    )  # the first installs
     assert "plt.show" not in source  # a figure leaves a cell through figures.show alone
 
 
@@ -116,6 +121,17 @@ def test_what_a_chapter_takes_is_read_before_anything_runs(chapter):
         f"Quick scale on two CPU cores: {one['seconds']:.0f} s, {nothing} (measured {one['date']})"
     )
     assert rest.startswith("not measured yet. No GPU is needed.")
+
+
+def test_what_was_timed_is_still_there():
+    """Renewed by ``python -m minimax.reproduce``, command ``timings``."""
+    timings = json.loads((ROOT / "src/minimax/recorded/timings.json").read_text("utf-8"))
+    assert set(timings) == set(chapters())
+    for chapter, devices in timings.items():
+        text = jupytext.read(ROOT / f"book/{chapter}.md")
+        there = {hashlib.sha256(cell.source.encode()).hexdigest()[:12] for cell in text.cells}
+        for one in devices.values():
+            assert set(one["slow"]) <= there, f"{chapter} was timed with another slow cell"
 
 
 @pytest.mark.seeds

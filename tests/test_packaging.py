@@ -12,11 +12,14 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from jupyter_book.config import get_final_config
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from sphinx_book_theme.header_buttons.launch import add_launch_buttons
 
 from conftest import ROOT
+from minimax.chapters import chapters
 
 CONDA = {"torch": "pytorch-cpu", "lmdb": "python-lmdb", "matplotlib": "matplotlib-base"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -105,7 +108,8 @@ def test_binder_has_the_packages_of_chapters_alone():
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     assert mode.startswith("100755"), "repo2docker runs it"
-    assert "pip install --no-deps .\n" in (ROOT / ".binder/postBuild").read_text("utf-8")
+    commands = (ROOT / ".binder/postBuild").read_text("utf-8").splitlines()[1:]
+    assert commands == ["set -euo pipefail", "python -m pip install --no-deps ."]
 
 
 @pytest.mark.parametrize("name", ["environment.yml", ".binder/environment.yml"])
@@ -119,9 +123,17 @@ def test_conda_gets_one_version_of_python(name):
 # --- the workflow ---------------------------------------------------------------------------
 
 
-def test_the_workflow_tries_both_ends_of_the_ranges():
-    jobs = yaml.safe_load((ROOT / ".github/workflows/book.yml").read_text("utf-8"))["jobs"]
+@pytest.fixture
+def workflow():
+    """What GitHub runs, and when; YAML 1.1 reads the key ``on`` as true."""
+    read = yaml.safe_load((ROOT / ".github/workflows/book.yml").read_text("utf-8"))
+    return SimpleNamespace(on=read[True], jobs=read["jobs"])
+
+
+def test_the_workflow_tries_both_ends_of_the_ranges(workflow):
+    jobs = workflow.jobs
     matrix = jobs["versions"]["strategy"]["matrix"]
+    assert matrix["python"] == ["3.11", "3.12", "3.13", "3.14"]
     assert "if" not in jobs["versions"], "each push, and weekly"
     assert f">={matrix['python'][0]}" == PROJECT["requires-python"]
     least = {r.name: str(r.specifier).removeprefix(">=") for r in GROUPS["core"]}
@@ -129,7 +141,21 @@ def test_the_workflow_tries_both_ends_of_the_ranges():
     assert matrix["include"] == [{"python": matrix["python"][0], "torch": oldest}]
     assert matrix["torch"] == ["torch torchvision"]
     steps = [step.get("run") for step in jobs["weekly"]["steps"]]
-    assert {"make links", "make seeds", "make launch"} <= set(steps)
+    assert {"make links", "make seeds", "make device", "make launch"} <= set(steps)
+
+
+def test_the_workflow_runs_weekly_too(workflow):
+    (when,) = workflow.on["schedule"]
+    minute, hour, day, month, weekday = when["cron"].split()
+    assert (day, month) == ("*", "*") and all(n.isdigit() for n in (minute, hour, weekday))
+    assert {"push", "pull_request"} < set(workflow.on)
+    assert workflow.jobs["weekly"]["if"] == "github.event_name == 'schedule'"
+
+
+@pytest.mark.parametrize("job", ["test", "weekly"])
+def test_the_workflow_keeps_the_wheels_of_the_lock(workflow, job):
+    (python,) = [s["with"] for s in workflow.jobs[job]["steps"] if "setup-python" in str(s)]
+    assert python["cache"] == "pip" and (ROOT / python["cache-dependency-path"]).exists()
 
 
 @pytest.mark.parametrize("present", ["chromedriver google-chrome", "chromedriver chromium", ""])
@@ -234,6 +260,26 @@ def test_buttons_only_with_an_address(tool):
     assert options("") == {}
     assert options(URL)["launch_buttons"] == {"colab_url": "c"}
     assert options(URL)["use_repository_button"]
+
+
+@pytest.mark.parametrize("chapter", chapters())
+def test_buttons_open_a_notebook_of_the_repository(copy, tool, chapter):
+    """The theme makes their addresses of the page's path and of what ``_config.yml`` says."""
+    tool("repository").set_address(copy, URL)
+    given = {"cli_config": {"latex_individualpages": False}, "sourcedir": ROOT}
+    final, _ = get_final_config(user_yaml=copy / "_config.yml", **given)
+    page, context = f"book/{chapter}", {"header_buttons": [], "page_source_suffix": ".ipynb"}
+    context |= dict(zip(("github_user", "github_repo"), URL.split("/")[-2:], strict=True))
+    context |= {"github_url": "https://github.com", "pagename": page, "sourcename": f"{page}.ipynb"}
+    environment = SimpleNamespace(doc2path=lambda name: f"{name}.ipynb", metadata={page: {}})
+    add_launch_buttons(SimpleNamespace(env=environment, config=final), page, "", context, None)
+    (group,) = context["header_buttons"]
+    found = {button["text"]: button["url"] for button in group["buttons"]}
+    assert found == {
+        "Binder": f"https://mybinder.org/v2/gh/someone/minimax/main?urlpath=lab/tree/{page}.ipynb",
+        "Colab": f"https://colab.research.google.com/github/someone/minimax/blob/main/{page}.ipynb",
+    }
+    assert (ROOT / f"{page}.ipynb").exists()
 
 
 # --- the execution cache --------------------------------------------------------------------
