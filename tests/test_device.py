@@ -498,7 +498,7 @@ WITHOUT = set(
     "Need Messages drawn_messages sms_spam squeezenet as_input load_photographs Captured "
     "NotFinite clip Game Side Folder share joint_loss share_statistics head write_tensors origin "
     "checkpoint_folder device_used record_squeezenet train_robust_mnist record_robust_mnist "
-    "dcgan_images device use_device seed settle Traced".split()
+    "dcgan_images device use_device seed settle Traced faster".split()
 )
 
 

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from minimax.attacks.gradient import Epsilon, for_each_epsilon, frozen
 from minimax.attacks.minimal import margin
+from minimax.attacks.products import faster
 from minimax.errors import (
     Words,
     check_classes,
@@ -152,9 +153,11 @@ def square(
     if not 0 < check_number("share", share) <= 1:
         refuse("share", share, "above 0 and at most 1")
     n, channels, height, width = x.shape
+    within, flat = faster(scores), x.flatten(2)
 
     def lead(images: Tensor, y: Tensor) -> Tensor:
-        logits = check_logits(scores(images), len(images), y, "scores")
+        with within:
+            logits = check_logits(scores(images), len(images), y, "scores")
         ahead = margin(logits, y)
         right = logits.argmax(1) == y  # a tie may still be: then the image is not misclassified
         return torch.where(right, ahead.clamp(min=torch.finfo(ahead.dtype).tiny), ahead)
@@ -174,18 +177,16 @@ def square(
             break
         area = _schedule(query / queries) * share * height * width
         side = min(max(round(math.sqrt(area)), 1), height - 1, width - 1)
+        way, shape = torch.arange(side, device=x.device), (len(alive), 1, 1)
         rows, columns = (
-            torch.randint(
-                length - side + 1, (len(alive),), generator=generator, device=drawn_on
-            ).to(x.device)
-            for length in (height, width)
+            torch.randint(span - side + 1, shape, generator=generator, device=drawn_on).to(way)
+            for span in (height, width)
         )
-        down = torch.arange(height, device=x.device)[None, :] - rows[:, None]
-        right = torch.arange(width, device=x.device)[None, :] - columns[:, None]
-        inside = ((down >= 0) & (down < side))[:, None, :, None]
-        inside = inside & ((right >= 0) & (right < side))[:, None, None, :]
-        delta = radius * coins(len(alive), channels, 1, 1)
-        tried = torch.where(inside, x[alive] + delta, best[alive]).clamp(0, 1)
+        square = ((rows + way[:, None]) * width + columns + way).flatten(1)  # its pixels
+        at = square[:, None].expand(-1, channels, -1)
+        delta = radius * coins(len(alive), channels, 1)
+        inside = (flat[alive].gather(2, at) + delta).clamp(0, 1)
+        tried = best[alive].flatten(2).scatter(2, at, inside).view(-1, *x.shape[1:])
         now = lead(tried, y[alive])
         asked[alive] += 1
         better = now < lowest[alive]

@@ -264,9 +264,9 @@ def auto_attack(
             )
     after["APGD, targeted DLR" + (": left out, fewer than four classes" if few else "")] = share()
     if queries and len(rows := left()):
-        images[rows] = square(
-            logits, x[rows], y[rows], radius, queries=queries, generator=generator
-        ).images
+        with frozen(model):
+            found = square(logits, x[rows], y[rows], radius, queries=queries, generator=generator)
+        images[rows] = found.images
     after["Square"] = share()
     return Ensemble(images, after)
 

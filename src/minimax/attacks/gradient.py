@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from minimax.attacks.products import faster
 from minimax.errors import (
     Words,
     check_batch_size,
@@ -70,7 +71,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
     flags = [(weight, weight.requires_grad) for weight in model.parameters()]
     try:
         model.requires_grad_(False)
-        with evaluating(model), torch.enable_grad():
+        with evaluating(model), torch.enable_grad(), faster(model):
             yield
     finally:
         for weight, requires_grad in flags:
@@ -86,7 +87,7 @@ def input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """
     y = check_images(x, y)
     with frozen(model):
-        return gradient_of(model, x, y)[0]
+        return gradient_of(model, x, y)[0].contiguous()
 
 
 def fgsm(

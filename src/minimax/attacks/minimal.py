@@ -134,7 +134,7 @@ def carlini_wagner(
         for _ in range(search_steps):
             reached = torch.zeros_like(nearest, dtype=torch.bool)
             delta = torch.zeros_like(x, requires_grad=True)
-            optimiser = torch.optim.Adam([delta], lr=lr)
+            optimiser = torch.optim.Adam([delta], lr=lr, fused=True)
             previous = torch.inf
             for step in range(steps):
                 image = (torch.tanh(w_clean + delta) + 1) / 2
