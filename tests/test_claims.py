@@ -16,6 +16,19 @@ def test_a_true_claim_shows_itself_with_its_evidence(shown):
     assert metadata["minimax_claim"]["evidence"] == {"error": "0.9876", "n": "3"}
 
 
+def test_an_invariant_and_what_was_recorded_are_told_from_results(shown):
+    for kind in ("measured", "invariant", "recorded"):
+        claim("It is so", True, kind, n=3)
+    assert [metadata["minimax_claim"]["kind"] for _, metadata in shown] == [
+        "measured", "invariant", "recorded"
+    ]  # fmt: skip
+    texts = [data["text/plain"] for data, _ in shown]
+    assert texts == [f"✓ It is so  [n = 3]{end}" for end in ("", "  (invariant)", "  (recorded)")]
+    assert [data["text/html"].count(" · ") for data, _ in shown] == [0, 1, 1]
+    with pytest.raises(ValueError, match="kind is 'proved'; it has to be one of 'measured', 'inv"):
+        claim("It is so", True, "proved", n=3)
+
+
 @pytest.mark.parametrize("holds", [False, np.False_, torch.tensor(False), float("nan") > 0])
 def test_a_false_claim_raises_with_its_evidence(holds):
     with pytest.raises(ClaimFailed, match=r"✗ All fooled  \[share = 0.5\]"):

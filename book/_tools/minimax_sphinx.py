@@ -2,7 +2,7 @@
 
 - The execution cache is keyed by the package's source, the lock file and the run's environment,
   besides the notebook itself: a change in any of them executes the chapters again.
-- ``{claims}`` and ``{tables}`` list what the executed chapters claimed and measured.
+- ``{claims} KIND`` and ``{tables}`` list what the executed chapters claimed and measured.
 - Chapters that the cache lacks are executed beside each other, one to a processor.
 - Without a repository address there are no launch buttons; Thebe is never loaded.
 - A chapter is read with the links of its text; notebooks have those of JupyterLab and Colab.
@@ -157,10 +157,13 @@ class Listing(nodes.General, nodes.Element):
 class ListingDirective(Directive):
     """Puts a placeholder into the page and has it read again in every build."""
 
+    optional_arguments = 1  # the kind of claims
+
     def run(self) -> list[nodes.Node]:
         """Return the placeholder."""
         self.state.document.settings.env.note_reread()
-        return [Listing(kind=f"minimax_{self.name.removesuffix('s')}")]
+        of = {"of": f"minimax_{self.name.removesuffix('s')}", "kind": "".join(self.arguments)}
+        return [Listing(**of)]
 
 
 def fill_listings(app: Sphinx, doctree: nodes.document, docname: str) -> None:
@@ -168,7 +171,9 @@ def fill_listings(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     for listing in list(doctree.findall(Listing)):
         found: list[nodes.Node] = []
         previous = None
-        for document, title, record in records(app, listing["kind"]):
+        for document, title, record in records(app, listing["of"]):
+            if record.get("kind", "") != listing["kind"]:
+                continue
             if document != previous:
                 uri = app.builder.get_relative_uri(docname, document)
                 link = nodes.reference("", title, refuri=uri, internal=True)

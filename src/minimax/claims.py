@@ -10,6 +10,9 @@ from typing import Any
 
 from IPython.display import display
 
+from minimax.errors import check_choice
+
+KINDS = ("measured", "invariant", "recorded")
 Bundle = tuple[dict[str, str], dict[str, Any]]
 
 
@@ -20,14 +23,17 @@ class ClaimFailed(AssertionError):
     """
 
 
-def claim(statement: str, holds: object, **evidence: object) -> None:
+def claim(statement: str, holds: object, kind: str = "measured", **evidence: object) -> None:
     """Print ``statement`` with its evidence, or raise if it does not hold.
 
-    ``holds`` is anything with a truth value; ``evidence`` are the numbers it rests on.
+    ``holds`` is anything with a truth value; ``evidence`` are the numbers it rests on. ``kind`` is
+    "measured" if it is a result of this run, "invariant" if it holds whatever was learned (ε = 0
+    changes nothing), "recorded" if it reads recorded runs alone; the results page lists them apart.
     Raises ClaimFailed, with the same text, when the statement is false, and ValueError when
-    there is no evidence, or no single truth value: NaN, and a tensor of several, have none.
-    Introduced in *How to use this book*.
+    there is no such kind, no evidence, or no single truth value: NaN, and a tensor of several, have
+    none. Introduced in *How claims are chosen*.
     """
+    check_choice("kind", kind, KINDS)
     if not evidence:
         raise ValueError(f"claim {statement!r} has no evidence; name at least one number.")
     several = math.prod(getattr(holds, "shape", ())) != 1
@@ -37,8 +43,8 @@ def claim(statement: str, holds: object, **evidence: object) -> None:
             "values by all() or any(), and compare a number with another."
         )
     if not bool(holds):
-        raise ClaimFailed(_as_text("✗", statement, evidence))
-    display(_Claim(statement, evidence))
+        raise ClaimFailed(_as_text("✗", statement, kind, evidence))
+    display(_Claim(statement, kind, evidence))
 
 
 def table(
@@ -74,18 +80,18 @@ def number(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _as_text(mark: str, statement: str, evidence: Mapping[str, object]) -> str:
+def _as_text(mark: str, statement: str, kind: str, evidence: Mapping[str, object]) -> str:
     shown = ", ".join(f"{name} = {number(value)}" for name, value in evidence.items())
-    return f"{mark} {statement}  [{shown}]"
+    return f"{mark} {statement}  [{shown}]" + (f"  ({kind})" if kind != KINDS[0] else "")
 
 
 class _Claim:
-    def __init__(self, statement: str, evidence: Mapping[str, object]) -> None:
-        self.statement = statement
+    def __init__(self, statement: str, kind: str, evidence: Mapping[str, object]) -> None:
+        self.statement, self.kind = statement, kind
         self.evidence = {name: number(value) for name, value in evidence.items()}
 
     def __repr__(self) -> str:
-        return _as_text("✓", self.statement, self.evidence)
+        return _as_text("✓", self.statement, self.kind, self.evidence)
 
     def _repr_mimebundle_(self, **_: object) -> Bundle:
         shown = ", ".join(
@@ -95,9 +101,10 @@ class _Claim:
         markup = (
             '<p style="border-left:.25em solid #2a9d5c;padding:.2em .8em;margin:.4em 0">'
             f"<strong>✓</strong> {html.escape(self.statement)} "
-            f'<span style="opacity:.75">({shown})</span></p>'
+            f'<span style="opacity:.75">({shown})'
+            f"{f' · {self.kind}' if self.kind != KINDS[0] else ''}</span></p>"
         )
-        record = {"statement": self.statement, "evidence": self.evidence}
+        record = {"statement": self.statement, "kind": self.kind, "evidence": self.evidence}
         return {"text/plain": repr(self), "text/html": markup}, {"minimax_claim": record}
 
 
