@@ -59,6 +59,11 @@ class Traced:
         except Exception as error:  # whatever a loss may do that can't be written down
             self._warn("traced", error)
             return None
+        aten = torch.ops.aten
+        for node in program.graph.nodes:  # a tensor without numbers may lie in memory otherwise
+            if node.target is aten.view.default:
+                node.target = aten.reshape.default
+        program.recompile()
         return self._compiled(program, inputs) if self.compile else program.forward
 
     def _compiled(self, program: GraphModule, inputs: Sequence[Tensor]) -> Program:
