@@ -614,8 +614,9 @@ def test_data_elsewhere_come_to_the_game(gpu):
     """Data too large for the GPU stay in memory, and a batch is moved."""
     bench = Bench("cuda", "cuda")
     for images in (bench.ring.cpu(), data.Data(bench.ring.cpu(), torch.zeros(40))):
-        drawn = minibatches(images, size=5, noise=2)(bench.generator())
-        assert {part.device for part in drawn} == {CUDA}
+        batches, generator = minibatches(images, size=5, noise=2), bench.generator()
+        for _ in range(3):  # from the second on, they were read ahead
+            assert {part.device for part in batches(generator)} == {CUDA}
 
 
 def test_a_cell_is_played_on_the_gpu_wherever_it_is_sent(gpu, monkeypatch, tmp_path):

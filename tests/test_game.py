@@ -1,6 +1,7 @@
 """The training kernel: whose weights move, copies, averages, precision, history, bad input."""
 
 import math
+import threading
 import warnings
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -14,7 +15,7 @@ from torch import nn
 from torch.nn.functional import mse_loss, softplus
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from minimax.game import (
     NonFiniteLoss,
@@ -680,6 +681,36 @@ def test_minibatches_draw_the_same_rows_of_all():
     assert rows.shape == (8, 1)
     assert noise.shape == (8, 5)
     assert len(minibatches(size=4, noise=2)(torch.Generator())) == 1
+
+
+class Watched(Dataset):
+    """Rows that say when they are read."""
+
+    def __init__(self, rows):
+        self.rows, self.seen, self.read = rows, [], threading.Semaphore(0)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, row):
+        self.seen.append(row)
+        self.read.release()
+        return self.rows[row]
+
+
+def test_data_sets_are_read_ahead_and_the_batches_stay_the_same():
+    data = Watched(DATA)
+    ahead, plain = minibatches(data, size=4, noise=3), minibatches(DATA, size=4, noise=3)
+    one, other = (torch.Generator().manual_seed(5) for _ in range(2))
+    for foreign, rows_read in ((0, 8), (0, 4), (1, 8), (0, 4)):  # what was read ahead is not used
+        for g in (one, other):
+            torch.rand(foreign, generator=g)
+        for a, b in zip(ahead(one), plain(other), strict=True):
+            assert torch.equal(a, b)
+        assert torch.equal(one.get_state(), other.get_state())
+        for _ in range(rows_read):  # the batch, where need be, and the next, for which nobody asked
+            assert data.read.acquire(timeout=9)
+    assert not data.read.acquire(timeout=0.1)
 
 
 def broken(**changes):

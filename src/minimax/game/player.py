@@ -1,7 +1,7 @@
 """Who plays, and with what: ``Player`` and ``minibatches``."""
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -14,6 +14,7 @@ from minimax.errors import Words, check_count, check_number, refuse
 
 Batch = tuple[Tensor, ...]
 Batches = Callable[[torch.Generator], Batch]
+READER = ThreadPoolExecutor(1, "minibatches")
 
 
 @dataclass
@@ -143,8 +144,10 @@ def minibatches(*data: Tensor | Dataset[Any], size: int, noise: int | None = Non
     Rows are drawn with replacement. Data sets that are no tensors are read row by row, by several
     threads; of a row that is a tuple the first part counts. With ``noise``, standard normal numbers
     of shape (size, noise) come last. The function is given the generator that decides, as ``play``
-    does it; the batch lies on the generator's device. Several processes that torchrun has started
-    get a share of the batch each. Raises ValueError if there is nothing to draw, or lengths differ.
+    does it; the batch lies on the generator's device. Data sets, and tensors that lie elsewhere,
+    are read ahead: a batch while the one before it is played. Several processes that torchrun has
+    started get a share of the batch each. Raises ValueError if there is nothing to draw, or lengths
+    differ.
     Introduced in *The minimax game*.
     """
     size = check_count("size", size)
@@ -155,16 +158,35 @@ def minibatches(*data: Tensor | Dataset[Any], size: int, noise: int | None = Non
     if not data and noise is None:
         refuse("data", Words("missing"), "given, or noise has to be")
 
+    ahead: dict[int, tuple[bytes, Future[list[Tensor]]]] = {}  # of each generator: at which state
+
+    def rows(generator: torch.Generator) -> Tensor:
+        device = generator.device
+        return share(torch.randint(lengths[0], (size,), generator=generator, device=device))
+
     def draw(generator: torch.Generator) -> Batch:
         device, batch = generator.device, []
+        far = any(not isinstance(x, Tensor) or x.device.type != device.type for x in data)
         if data:
-            rows = torch.randint(lengths[0], (size,), generator=generator, device=device)
-            batch = [_rows(part, share(rows)).to(device) for part in data]
+            state, read = ahead.pop(id(generator), (b"", None))
+            if read and state != _state(generator):  # somebody else has drawn in between
+                read = None
+            drawn = rows(generator)
+            parts = read.result() if read else [_rows(part, drawn) for part in data]
+            batch = [part.to(device) for part in parts]
         if noise is not None:
             batch.append(share(torch.randn(size, noise, generator=generator, device=device)))
+        if far:
+            following = rows(torch.Generator(device).set_state(generator.get_state())).cpu()
+            read = READER.submit(lambda: [_rows(part, following) for part in data])
+            ahead[id(generator)] = _state(generator), read
         return tuple(batch)
 
     return draw
+
+
+def _state(generator: torch.Generator) -> bytes:
+    return generator.get_state().numpy().tobytes()
 
 
 def _rows(data: Tensor | Dataset[Any], rows: Tensor) -> Tensor:
