@@ -29,10 +29,11 @@ def lbfgs(
 
     Szegedy et al. (2014), section 4.1: minimise c·‖r‖² + ℓ(x + r, target) with x + r in [0, 1].
     The paper writes c·|r|; like later implementations we take the square, which is smooth at 0.
-    The largest c that still reaches the target is searched: from ``c`` downwards by factors of
-    ten, or upwards by factors of two, then by ``search_steps`` bisections of log c; each trial is
-    at most ``steps`` rounds of L-BFGS-B. ``x`` is (N, …), ``target`` (N,); an image for which
-    no c works comes back unchanged. Raises ValueError for arguments out of range. Introduced in
+    The largest c that still reaches the target is searched (the paper says the minimum, but the
+    larger c, the shorter r): from ``c`` downwards by factors of ten, or upwards by factors of two,
+    then by ``search_steps`` bisections of log c; each trial is at most ``steps`` rounds of
+    L-BFGS-B. ``x`` is (N, …), ``target`` (N,); an image for which no c works comes back
+    unchanged. Raises ValueError for arguments out of range. Introduced in
     *Adversarial examples*.
     """
     target = check_images(x, target, "target")

@@ -26,7 +26,8 @@ def attack_photograph(pretrained: Pretrained, photograph: Tensor) -> dict[str, A
     """Return one FGSM step on ``photograph`` (3, H, W): its sign and what the network then says.
 
     ``rows`` has, for each ε of EPSILONS, label and probability after the step and after random
-    noise of the same size. Introduced in *Adversarial examples*.
+    noise of the same size; ``sign_says`` what the network says of the sign as an image, black and
+    white. Introduced in *Adversarial examples*.
     """
     network, labels, source = pretrained
     x = photograph[None]
@@ -35,6 +36,7 @@ def attack_photograph(pretrained: Pretrained, photograph: Tensor) -> dict[str, A
     generator = torch.Generator().manual_seed(0)
     coin = torch.randn(x.shape, generator=generator, device="cpu").sign().to(x)
     noisy = predict_proba(network, torch.cat([(x + e * coin).clamp(0, 1) for e in EPSILONS]))
+    sign = input_gradient(network, x, y).sign()
 
     def said(row: Tensor) -> tuple[str, float]:
         return labels[row.argmax()], row.max().item()
@@ -43,7 +45,8 @@ def attack_photograph(pretrained: Pretrained, photograph: Tensor) -> dict[str, A
         {"epsilon": epsilon, "attack": said(after), "noise": said(control)}
         for epsilon, after, control in zip(EPSILONS, attacked, noisy, strict=True)
     ]
-    return {"sign": input_gradient(network, x, y).sign()[0], "rows": rows, "origin": source}
+    says = said(predict_proba(network, sign / 2 + 0.5)[0])
+    return {"sign": sign[0], "sign_says": says, "rows": rows, "origin": source}
 
 
 def turn_into_ostriches(
