@@ -69,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     kind("robust", robustly, lambda arguments: robust.record_robust_mnist())
     seen = "Attack the photographs with the pretrained network and record what it then says."
     kind("photographs", seen, lambda arguments: photographs.record_squeezenet())
+    small = "Train the small network of Adversarial examples on CIFAR-10's JPEG copy."
+    kind("colours", small, lambda arguments: photographs.record_colour_network())
     return parser
 
 
