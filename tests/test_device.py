@@ -374,6 +374,8 @@ CALLS = {
         photographs.turn_into_ostriches(pretrained(b), b.rand(1, 3, 16, 16), steps=3),
     ],
     "recorded_squeezenet tensors": photographs.recorded_squeezenet,
+    "recorded_colour_network colour_network": lambda: [
+        *photographs.recorded_colour_network().state_dict().values()],
     "PrintAndPhotograph Through": lambda b: b.on(physical.Through(
         b.model, b.on(physical.PrintAndPhotograph()), views=2))(b.x),
     "Sticker non_printability": lambda b: [
@@ -490,14 +492,14 @@ EMBEDDED = {
     "high_dimensional": {"count": 3}, "one_dimensional": {"count": 5},
 }  # fmt: skip
 MAKERS = set(
-    "recorded_squeezenet temperatures fronts load Normalise train_dcgan recorded_dcgan networks "
+    "recorded_squeezenet recorded_colour_network temperatures fronts load Normalise train_dcgan recorded_dcgan networks "
     "play_cell".split()
 )
 # Parts of what is called, texts, and what wants the disk, a network or several processes.
 WITHOUT = set(
     "Need Messages drawn_messages sms_spam squeezenet as_input load_photographs Captured "
     "NotFinite clip Game Side Folder share joint_loss share_statistics head write_tensors origin "
-    "checkpoint_folder device_used record_squeezenet train_robust_mnist record_robust_mnist "
+    "checkpoint_folder device_used record_squeezenet record_colour_network train_robust_mnist record_robust_mnist "
     "dcgan_images device use_device seed settle Traced faster".split()
 )
 
