@@ -101,12 +101,16 @@ def record_squeezenet() -> None:
         "step": step,
     }
     recorded.write_tensors(RECORD, kept)
-    record = begun | {
-        "seconds": time.perf_counter() - began,
-        "weights": first["origin"],
-        "rows": first["rows"],
-        "sign_says": first["sign_says"],
-    } | {when: ostriches[when] for when in ("before", "after", "noise")}
+    record = (
+        begun
+        | {
+            "seconds": time.perf_counter() - began,
+            "weights": first["origin"],
+            "rows": first["rows"],
+            "sign_says": first["sign_says"],
+        }
+        | {when: ostriches[when] for when in ("before", "after", "noise")}
+    )
     recorded.write(RECORD, record)
 
 
