@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from minimax.attacks import input_gradient
 from minimax import recorded
-from minimax.attacks import photographs
+from minimax.attacks import input_gradient, photographs
 from minimax.attacks.photographs import (
     EPSILONS,
     OSTRICH,

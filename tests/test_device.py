@@ -492,14 +492,15 @@ EMBEDDED = {
     "high_dimensional": {"count": 3}, "one_dimensional": {"count": 5},
 }  # fmt: skip
 MAKERS = set(
-    "recorded_squeezenet recorded_colour_network temperatures fronts load Normalise train_dcgan recorded_dcgan networks "
-    "play_cell".split()
+    "recorded_squeezenet recorded_colour_network temperatures fronts load Normalise train_dcgan "
+    "recorded_dcgan networks play_cell".split()
 )
 # Parts of what is called, texts, and what wants the disk, a network or several processes.
 WITHOUT = set(
     "Need Messages drawn_messages sms_spam squeezenet as_input load_photographs Captured "
     "NotFinite clip Game Side Folder share joint_loss share_statistics head write_tensors origin "
-    "checkpoint_folder device_used record_squeezenet record_colour_network train_robust_mnist record_robust_mnist "
+    "checkpoint_folder device_used record_squeezenet record_colour_network train_robust_mnist "
+    "record_robust_mnist "
     "dcgan_images device use_device seed settle Traced faster".split()
 )
 
