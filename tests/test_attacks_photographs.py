@@ -71,7 +71,8 @@ def test_a_network_of_colours_is_trained_measured_and_read_again(monkeypatch, tm
     monkeypatch.setattr(photographs, "load", lambda name, split: Data(x, y))
     monkeypatch.setattr(recorded, "FOLDER", tmp_path)
     (tmp_path / "adversarial_examples").mkdir()
-    record_colour_network(rounds=25, seeds=(3, 4))
+    monkeypatch.setattr(photographs, "SEEDS", (3, 4))
+    record_colour_network(rounds=25)
     kept = recorded.run(photographs.COLOUR)
     (right,) = kept["measured"].values()
     assert kept["seeds"] == [3, 4] and kept["settings"]["rounds"] == 25
@@ -79,7 +80,8 @@ def test_a_network_of_colours_is_trained_measured_and_read_again(monkeypatch, tm
     network = recorded_colour_network()
     assert not network.training
     weights = [weight.clone() for weight in network.parameters()]
-    record_colour_network(rounds=25, seeds=(3,))
+    monkeypatch.setattr(photographs, "SEEDS", (3,))
+    record_colour_network(rounds=25)
     again = recorded_colour_network().parameters()
     assert all(torch.equal(a, b) for a, b in zip(weights, again, strict=True))
     assert (network(x).argmax(1) == y).float().mean() == pytest.approx(right[0])

@@ -4,7 +4,6 @@ Introduced in the chapter *Adversarial examples*.
 """
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ EPSILONS = (0.0, 0.001, 0.002, 0.004, 0.007, 0.015, 0.03, 0.06)
 OSTRICH = 9
 RECORD = "adversarial_examples/squeezenet"
 COLOUR = "adversarial_examples/colour_network"
+SEEDS = (0, 1, 2)  # of the network of colours
 
 
 def attack_photograph(pretrained: Pretrained, photograph: Tensor) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def colour_network(classes: int = 10) -> nn.Sequential:
     return nn.Sequential(*(layer for pair in halved for layer in pair), *head)
 
 
-def record_colour_network(rounds: int = 3_000, seeds: Sequence[int] = (0, 1, 2)) -> None:
+def record_colour_network(rounds: int = 3_000) -> None:
     """Record weights of ``colour_network``, trained on the JPEG copy of CIFAR-10: the first seed's.
 
     Their accuracy is that on the copy's test images. Introduced in *Adversarial examples*.
@@ -145,18 +145,18 @@ def record_colour_network(rounds: int = 3_000, seeds: Sequence[int] = (0, 1, 2))
     train, test = (load("cifar10_jpeg", split=split) for split in ("train", "test"))
     network = colour_network()
     players = [Player(network, lambda x, y: cross_entropy(network(x), y))]
-    for seed in seeds:
+    for seed in SEEDS:
         torch.manual_seed(seed)
         reinitialise(network)
         play(players, minibatches(train.x, train.y, size=100), rounds=rounds, seed=seed)
         halves = {name: weight.half() for name, weight in network.state_dict().items()}
         network.load_state_dict(halves)  # what is measured is what is kept
         right.append(accuracy(network, test.x, test.y))
-        if seed == seeds[0]:
+        if seed == SEEDS[0]:
             recorded.write_tensors(COLOUR, halves)
     record = begun | {
         "seconds": time.perf_counter() - began,
-        "seeds": list(seeds),
+        "seeds": list(SEEDS),
         "settings": {"data": "cifar10_jpeg", "rounds": rounds, "batch": 100, "lr": 1e-3},
         "measured": {"accuracy on the JPEG copy's test images": right},
     }
