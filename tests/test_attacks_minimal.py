@@ -227,14 +227,14 @@ def slow_jsma(model, x, target, pixels, outputs=lambda z: z):
 def test_jsma_turns_the_pairs_that_the_formula_names(outputs):
     torch.manual_seed(2)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 4)).double()
-    x = torch.rand(8, 1, 4, 4).double()
+    x = 0.8 * torch.rand(12, 1, 4, 4).double()
     x[:, :, 0] = 1  # these are white already
-    target = (model(x).argmax(1) + 1) % 4
-    moved = jsma(model, x, target, pixels=8, outputs=outputs)
+    target = model(x).argsort(1)[:, -2]
+    moved = jsma(model, x, target, pixels=6, outputs=outputs)
     apply = (lambda z: z.softmax(0)) if outputs == "probabilities" else (lambda z: z)
-    wanted = torch.stack([slow_jsma(model, *one, 8, apply) for one in zip(x, target, strict=True)])
+    wanted = torch.stack([slow_jsma(model, *one, 6, apply) for one in zip(x, target, strict=True)])
     reached = predict_proba(model, wanted).argmax(1) == target
-    assert 2 <= reached.sum() <= 7
+    assert 2 <= reached.sum() <= 11
     assert torch.equal(moved, torch.where(reached.view(-1, 1, 1, 1), wanted, x))
 
 

@@ -29,6 +29,34 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
+class _Product(torch.autograd.Function):
+    """x wᵀ + b by oneDNN, forwards and back: twice as fast as MKL on a processor not Intel's."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Any:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        product = torch.ops.mkldnn._linear_pointwise
+        by_x = product(slope, weight.t(), None, "none", [], "")
+        if not ctx.needs_input_grad[1]:
+            return by_x, None, None
+        return by_x, product(slope.t(), x.t(), None, "none", [], ""), slope.sum(0)
+
+
+class _Linear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        if input.device.type == "cpu" and torch.backends.mkldnn.is_available():
+            return _Product.apply(input, self.weight, self.bias)
+        return super().forward(input)
+
+
 def normalised_mlp(sizes: Sequence[int]) -> nn.Sequential:
     """Return linear layers of these ``sizes``, a batch normalisation after each, and ReLUs.
 
@@ -37,7 +65,7 @@ def normalised_mlp(sizes: Sequence[int]) -> nn.Sequential:
     """
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs, outputs in zip(sizes, sizes[1:], strict=False):
-        layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs, momentum=None), nn.ReLU()]
+        layers += [_Linear(inputs, outputs), nn.BatchNorm1d(outputs, momentum=None), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 
