@@ -303,10 +303,23 @@ def jsma(
 
 
 def _most_salient_pair(alpha: Tensor, beta: Tensor) -> Tensor | None:
-    """Return the two pixels with the largest −α·β, α > 0 and β < 0; None if there are none."""
-    a, b = alpha[:, None] + alpha, beta[:, None] + beta
+    """Return the two pixels with the largest −α·β, α > 0 and β < 0; None if there are none.
+
+    A pixel beside which two others are at least as good in α and in β is in no best pair: what is
+    left is the front of those that no other beats in both, and the front without that one.
+    """
+    first = _front(alpha, -beta)
+    others = torch.ones_like(alpha, dtype=torch.bool).index_fill(0, first, False).nonzero()[:, 0]
+    few = torch.cat([first, others[_front(alpha[others], -beta[others])]])
+    a, b = alpha[few, None] + alpha[few], beta[few, None] + beta[few]
     saliency = torch.where((a > 0) & (b < 0), -a * b, 0).triu(1)
     best = int(saliency.argmax())
     if saliency.view(-1)[best] <= 0:
         return None
-    return torch.tensor(divmod(best, len(alpha)), device=alpha.device)
+    return few[list(divmod(best, len(few)))]
+
+
+def _front(a: Tensor, b: Tensor) -> Tensor:
+    """Return the indices at which no other value of ``a`` and of ``b`` is larger together."""
+    order = a.argsort(descending=True)
+    return order[b[order] >= b[order].cummax(0).values]
