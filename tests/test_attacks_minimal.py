@@ -144,7 +144,9 @@ def test_more_bisections_never_end_farther_away(network, correct):
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_deepfool_walks_as_foolbox_does(network, correct, norm):
     x, y = correct
-    attack = foolbox.attacks.L2DeepFoolAttack if norm == "l2" else foolbox.attacks.LinfDeepFoolAttack
+    attack = (
+        foolbox.attacks.L2DeepFoolAttack if norm == "l2" else foolbox.attacks.LinfDeepFoolAttack
+    )
     model = foolbox.PyTorchModel(network, bounds=(0, 1))
     raw, _, success = attack(loss="logits")(model, x, y, epsilons=None)
     ours = deepfool(network, x, y, norm=norm)
@@ -194,9 +196,7 @@ def test_more_steps_of_deepfool_fool_more(network, correct):
 
 def test_the_size_of_a_batch_changes_nothing_of_deepfool(network, correct):
     x, y = correct
-    assert torch.allclose(
-        deepfool(network, x, y), deepfool(network, x, y, batch_size=7), atol=1e-5
-    )
+    assert torch.allclose(deepfool(network, x, y), deepfool(network, x, y, batch_size=7), atol=1e-5)
 
 
 # --- JSMA -------------------------------------------------------------------------------------

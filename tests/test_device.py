@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 import minimax
-from minimax import chapters, collapse, coverage, data, errors, few_labels, gans, scale
-from minimax import stabilisers
+from minimax import chapters, collapse, coverage, data, errors, few_labels, gans, scale, stabilisers
 from minimax import dcgan as dcgans
 from minimax import networks as nets
 from minimax.attacks import (

@@ -302,16 +302,17 @@ def jsma(
     return result
 
 
-def _most_salient_pair(alpha: Tensor, beta: Tensor) -> Tensor | None:
+def _most_salient_pair(raises: Tensor, others: Tensor) -> Tensor | None:
     """Return the two pixels with the largest −α·β, α > 0 and β < 0; None if there are none.
 
-    A pixel beside which two others are at least as good in α and in β is in no best pair: what is
+    ``raises`` are what each adds to α, ``others`` what it adds to β. A pixel beside which two
+    others are at least as good in both is in no best pair: what is
     left is the front of those that no other beats in both, and the front without that one.
     """
-    first = _front(alpha, -beta)
-    others = torch.ones_like(alpha, dtype=torch.bool).index_fill(0, first, False).nonzero()[:, 0]
-    few = torch.cat([first, others[_front(alpha[others], -beta[others])]])
-    a, b = alpha[few, None] + alpha[few], beta[few, None] + beta[few]
+    first = _front(raises, -others)
+    rest = torch.ones_like(raises, dtype=torch.bool).index_fill(0, first, False).nonzero()[:, 0]
+    few = torch.cat([first, rest[_front(raises[rest], -others[rest])]])
+    a, b = raises[few, None] + raises[few], others[few, None] + others[few]
     saliency = torch.where((a > 0) & (b < 0), -a * b, 0).triu(1)
     best = int(saliency.argmax())
     if saliency.view(-1)[best] <= 0:
