@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 import minimax
-from minimax import chapters, collapse, coverage, data, errors, few_labels, gans, scale, stabilisers
+from minimax import chapters, collapse, coverage, data, errors, gans, scale, stabilisers
 from minimax import dcgan as dcgans
 from minimax import networks as nets
 from minimax.attacks import (
@@ -321,12 +321,6 @@ def held(b):
         return network(b.ring), network.running_mean
 
 
-def renewed(b):
-    network = b.on(few_labels.normalised_mlp([16, 4, 3]))
-    few_labels.renew_statistics(network, b.x, 2)
-    return network(b.x), network[2].running_mean
-
-
 def shared(b):
     network = b.on(nn.Sequential(nn.Conv2d(1, 2, 3), parallel.SharedBatchNorm2d(2)))
     return network(b.x)
@@ -399,7 +393,6 @@ CALLS = {
         minibatches(b.x, b.y, size=4), copies=2),
     "virtual_adversarial_training virtual_adversarial_loss": lambda b: b.play(
         virtual_adversarial_training(b.model, 0.1), minibatches(b.x, b.y, b.x, size=4)),
-    "normalised_mlp renew_statistics": renewed,
     "certify": lambda b: [*certify(
         b.model, b.x, 0.1, first=5, samples=50, alpha=0.3, generator=b.generator())],
     "evaluate predict_proba accuracy evaluating": lambda b: [
@@ -512,7 +505,6 @@ WITHOUT = set(
     "Need Messages drawn_messages sms_spam squeezenet as_input load_photographs Captured "
     "NotFinite clip Game Side Folder share joint_loss share_statistics head write_tensors origin "
     "checkpoint_folder device_used record_squeezenet train_robust_mnist record_robust_mnist "
-    "train_few_labels record_few_labels "
     "dcgan_images device use_device seed settle Traced faster".split()
 )
 

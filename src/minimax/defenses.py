@@ -3,7 +3,7 @@
 Images are float tensors in [0, 1]; ε is in the same pixel units. The players are ready for
 ``play``, with copies or without. Introduced in the chapter *Defenses*.
 
-Floor 3; called by the book, few_labels, robust.
+Floor 3; called by the book, robust.
 """
 
 from collections.abc import Callable

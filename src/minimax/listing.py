@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from minimax import collapse, dcgan, few_labels, recorded, robust
+from minimax import collapse, dcgan, recorded, robust
 from minimax.chapters import paper_settings
 from minimax.recorded.origin import ROOT, changed_since
 
@@ -67,9 +67,7 @@ def stale(name: str, record: Mapping[str, Any]) -> str:
         elif name.startswith("dcgan/"):
             today = dcgan.settings(name.removeprefix("dcgan/"))
         else:
-            today = {robust.RECORD: robust.SETTINGS, few_labels.RECORD: few_labels.SETTINGS}.get(
-                name, old
-            )
+            today = robust.SETTINGS if name == robust.RECORD else old
     except ValueError as error:  # no such method, table or data set any more
         return f"STALE: {error}"
     differs = recorded.difference({k: v for k, v in old.items() if k != "bf16"}, today)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from minimax import chapters, collapse, dcgan, few_labels, recorded, robust
+from minimax import chapters, collapse, dcgan, recorded, robust
 from minimax.attacks import photographs
 from minimax.data import DataError
 from minimax.listing import listing
@@ -67,8 +67,6 @@ def _parser() -> argparse.ArgumentParser:
 
     robustly = "Train the robust network of Defenses on MNIST and record its weights."
     kind("robust", robustly, lambda arguments: robust.record_robust_mnist())
-    one = kind("few_labels", "Train with a hundred labels, a seed after another.", _few_labels)
-    one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     seen = "Attack the photographs with the pretrained network and record what it then says."
     kind("photographs", seen, lambda arguments: photographs.record_squeezenet())
     return parser
@@ -90,10 +88,6 @@ def _chapter(arguments: argparse.Namespace) -> None:
 
 def _timings(arguments: argparse.Namespace) -> None:
     chapters.record_timings(arguments.names or chapters.chapters())
-
-
-def _few_labels(arguments: argparse.Namespace) -> None:
-    few_labels.record_few_labels(arguments.seeds)
 
 
 def _dcgan(arguments: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
 """Data sets behind one call: ``load(name, split=…)``.
 
-Floor 2; called by the book, attacks, collapse, dcgan, few_labels, robust, reproduce.
+Floor 2; called by the book, attacks, collapse, dcgan, robust, reproduce.
 """
 
 from minimax.data.imagenet import Pretrained, squeezenet, squeezenet_available
