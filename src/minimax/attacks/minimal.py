@@ -290,7 +290,7 @@ def jsma(
             white = (now >= 1).flatten(1)
             alpha = check_gradient(alpha).flatten(1).masked_fill(white, -torch.inf)
             beta = check_gradient(beta).flatten(1)
-            going = []
+            going: list[bool] = []
             for row, a, b in zip(rows.tolist(), alpha, beta, strict=True):
                 pair = None if reached[len(going)] else _most_salient_pair(a, b)
                 if pair is not None:
