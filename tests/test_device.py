@@ -345,6 +345,13 @@ CALLS = {
         for e in (0.1, [0.1, 0.3]) for norm in ("linf", "l2") for until in (True, False)
     ],
     "lbfgs": lambda b: minimal.lbfgs(b.model, b.x[:2], (b.y[:2] + 1) % 5, search_steps=1, steps=5),
+    "deepfool": lambda b: [
+        minimal.deepfool(b.model, b.x, b.y, norm=norm, steps=5) for norm in ("l2", "linf")
+    ],
+    "jsma": lambda b: [
+        minimal.jsma(b.model, b.x, (b.y + 1) % 5, pixels=6, outputs=outputs)
+        for outputs in ("logits", "probabilities")
+    ],
     "carlini_wagner margin": lambda b: [
         minimal.carlini_wagner(b.model, b.x, b.y, steps=20, search_steps=2),
         minimal.margin(b.model(b.x), b.y),
