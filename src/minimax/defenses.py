@@ -232,7 +232,7 @@ def interval_bounds(network: nn.Module, x: Tensor, epsilon: float) -> Bounds:
 
     Gowal et al. (2018), section 3.1, without their merging of the last layer with the difference of
     two logits: through a layer W the centre of an interval goes as an image does, its radius
-    through |W|; what is monotone maps the ends. ``network`` consists of linear and convolutional layers,
+    through |W|; what is monotone maps the ends. ``network`` has linear and convolutional layers,
     ReLU and Flatten; a gradient passes through, so a player can minimise a loss of the bounds.
     Where ``argmax`` of ``worst(y)`` is ``y``, no image of the ball (N, …) around ``x`` is misread.
     Raises ValueError for arguments out of range and for other layers. Introduced in *Defenses*.
