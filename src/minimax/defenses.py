@@ -238,7 +238,7 @@ def interval_bounds(network: nn.Module, x: Tensor, epsilon: float) -> Bounds:
     Raises ValueError for arguments out of range and for other layers. Introduced in *Defenses*.
     """
     check_model(network, "network")
-    if x.device.type == "cpu":  # on a GPU, nothing may wait for what the numbers are
+    if x.device.type == "cpu":  # a GPU would wait, in a player's loss
         check_pixels("x", all_copies(x))
     epsilon = check_number("epsilon", epsilon)
     low, high = (x - epsilon).clamp(0, 1), (x + epsilon).clamp(0, 1)
