@@ -34,7 +34,7 @@ FAST = "defenses/fast_mnist"
 FAST_SETTINGS: dict[str, Any] = {
     "epochs": 10, "epsilon": 0.3, "step_size": 0.375, "lr": 5e-3, "peak": 0.4, "batch": 100,
 }  # fmt: skip
-STARTS = {
+STARTS: dict[str, dict[str, Any]] = {
     "the image": {},
     "the ball, clipped": {"random_start": True, "clip_start": True},
     "the ball": {"random_start": True},
