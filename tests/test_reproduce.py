@@ -362,7 +362,6 @@ def test_fast_training_goes_on_with_what_lacks_a_record(tmp_path, monkeypatch):
     assert sorted(row["start"] for row in rows.values()) == sorted(robust.STARTS)
     for row in rows.values():
         assert len(row["rounds"]) == len(row["course"]["ten steps"]) and row["images"] == 4
-    assert recorded.tensors(robust.FAST)["0.weight"].dtype == torch.float16
 
 
 def test_in_l2_an_image_is_left_if_no_attack_finds_it(monkeypatch):
