@@ -106,8 +106,9 @@ def train_fast_mnist(network: nn.Module, start: str, seed: int = 0) -> History:
     """Train ``network`` on MNIST with single steps from ``start``, one of ``STARTS``.
 
     From "the ball" it is Wong et al. (2020), algorithm 3, with the values of their code on MNIST:
-    ten epochs of batches of 100, Adam's rate up to 0.005 and down, a step of 0.375 for ε = 0.3. The
-    history watches one step and ten on 500 training images. Introduced in *Defenses*.
+    ten epochs of batches of 100 (here drawn with replacement), Adam's rate up to 0.005 and down, a
+    step of 0.375 for ε = 0.3. The history watches one step and ten on 500 training images.
+    Introduced in *Defenses*.
     """
     data, s = load("mnist"), FAST_SETTINGS
     x, y = data.x[-500:], data.y[-500:]
