@@ -101,7 +101,8 @@ def test_a_tree_with_changes_is_refused_unless_it_is_asked_for(repository, monke
 
 
 @pytest.mark.parametrize(
-    "what", "list chapter timings dcgan collapse robust photographs colours".split()
+    "what",
+    "list chapter timings dcgan collapse robust photographs colours camera substitutes".split(),
 )
 def test_every_kind_of_run_says_what_it_takes(what, capsys):
     with pytest.raises(SystemExit, match="0"):
