@@ -34,6 +34,7 @@ from minimax.attacks import (
     photographs,
     physical,
     serve,
+    substitutes,
 )
 from minimax.data import signs
 from minimax.defenses import (
@@ -387,8 +388,10 @@ CALLS = {
         *photographs.recorded_colour_network().state_dict().values()],
     "PrintAndPhotograph Through": lambda b: b.on(physical.Through(
         b.model, b.on(physical.PrintAndPhotograph()), views=2))(b.x),
-    "Sticker non_printability": lambda b: [
+    "basic_iterative": lambda b: physical.basic_iterative(b.model, b.x, b.y, 3, batch_size=2),
+    "Sticker non_printability as_printed": lambda b: [
         physical.Sticker(b.x[0, 0] > 0.5)(b.rand(2, 4, 4, 4)),
+        physical.as_printed(b.rand(3, 4, 4)),
         physical.non_printability(b.rand(3, 4, 4), b.x[0, 0] > 0.5),
     ],
     "LabelServer ask": served,
@@ -475,11 +478,13 @@ CALLS = {
     "photographed_signs drawn_faces draw_face turning_faces load_photographs as_input": lambda b: [
         embedded(name) for name in EMBEDDED
     ],
-    "Normalise Maxout mlp softmax_regression maxout_network strided_network": lambda b: [
+    "Normalise Maxout mlp softmax_regression maxout_network strided_network "
+    "convolutional": lambda b: [
         network(torch.rand(2, *shape)) for network, shape in (
             (nets.Normalise([0.5], [0.2]), (1, 4, 4)), (nets.Maxout(3, 2, 2), (3,)),
             (nets.maxout_network(16, units=8).eval(), (16,)), (nets.mlp(2, 3), (2,)),
             (nets.softmax_regression(16), (16,)), (nets.strided_network(), (1, 28, 28)),
+            (substitutes.convolutional(2, 5), (1, 28, 28)),
         )
     ],
     "DCGANGenerator DCGANDiscriminator": lambda b: b.on(nets.DCGANDiscriminator(16, 1, 4))(
@@ -512,7 +517,7 @@ WITHOUT = set(
     "NotFinite clip Game Side Folder share joint_loss share_statistics head write_tensors origin "
     "checkpoint_folder device_used record_squeezenet record_colour_network train_robust_mnist "
     "record_robust_mnist train_fast_mnist record_fast_mnist record_attacks "
-    "dcgan_images device use_device seed settle Traced faster".split()
+    "dcgan_images device use_device seed settle Traced faster record_camera steal".split()
 )
 
 

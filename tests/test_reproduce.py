@@ -100,10 +100,10 @@ def test_a_tree_with_changes_is_refused_unless_it_is_asked_for(repository, monke
     assert len(played) == 1
 
 
-KINDS = "list chapter timings dcgan collapse robust fast attacks photographs colours".split()
+KINDS = "list chapter timings dcgan collapse robust fast attacks photographs colours camera".split()
 
 
-@pytest.mark.parametrize("what", KINDS)
+@pytest.mark.parametrize("what", [*KINDS, "substitutes"])
 def test_every_kind_of_run_says_what_it_takes(what, capsys):
     with pytest.raises(SystemExit, match="0"):
         reproduce.main([what, "--help"])

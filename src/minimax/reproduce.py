@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from minimax import chapters, collapse, dcgan, recorded, robust
-from minimax.attacks import photographs
+from minimax.attacks import photographs, substitutes
 from minimax.data import DataError
 from minimax.listing import listing
 from minimax.recorded.origin import changes
@@ -76,6 +76,10 @@ def _parser() -> argparse.ArgumentParser:
     kind("photographs", seen, lambda arguments: photographs.record_squeezenet())
     small = "Train the small network of Adversarial examples on CIFAR-10's JPEG copy."
     kind("colours", small, lambda arguments: photographs.record_colour_network())
+    camera = "Photograph the 40 photographs and the attacks on them, and record what is read."
+    kind("camera", camera, lambda arguments: photographs.record_camera())
+    grid = "Steal networks that read MNIST by substitutes, and record which of them fool which."
+    kind("substitutes", grid, lambda arguments: substitutes.record_substitutes())
     return parser
 
 

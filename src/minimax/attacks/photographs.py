@@ -1,9 +1,10 @@
 """What a reader is shown of networks that did not learn here: attacks on photographs, airplanes.
 
-Introduced in the chapter *Adversarial examples*.
+Introduced in the chapters *Adversarial examples* and *Black-box and physical attacks*.
 """
 
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from minimax import recorded
 from minimax.attacks.gradient import fgsm, input_gradient
 from minimax.attacks.minimal import lbfgs
+from minimax.attacks.physical import PrintAndPhotograph, Through, basic_iterative
 from minimax.data import Pretrained, load, squeezenet
 from minimax.evaluation import accuracy, predict_proba
 from minimax.game import Player, minibatches, play, reinitialise
@@ -24,6 +26,8 @@ OSTRICH = 9
 RECORD = "adversarial_examples/squeezenet"
 COLOUR = "adversarial_examples/colour_network"
 SEEDS = (0, 1, 2)  # of the network of colours
+CAMERA = "black_box_and_physical_attacks/camera"
+LEVELS, SHOTS, SHOT_SEEDS = (8, 16), 5, range(5)
 
 
 def attack_photograph(pretrained: Pretrained, photograph: Tensor) -> dict[str, Any]:
@@ -168,3 +172,50 @@ def recorded_colour_network() -> nn.Module:
     network = colour_network()
     network.load_state_dict(recorded.tensors(COLOUR))
     return network.eval()
+
+
+def record_camera() -> None:
+    """Record what the attacks of Kurakin et al. (2017) leave of photographs behind a camera.
+
+    For each of SHOT_SEEDS, attack and ε (in grey levels of 255) two lists: whether the network is
+    right about each attacked image, and in which share of SHOTS photographs of it. Seeds that are
+    there are skipped. Introduced in *Black-box and physical attacks*.
+    """
+    network, _, source = squeezenet()
+    data = load("imagenet_photographs")
+    x, y, camera = data.x, data.y, PrintAndPhotograph()
+    least = predict_proba(network, x, batch_size=8).argmin(1)
+
+    def right(pictures: Tensor) -> Tensor:
+        return (predict_proba(network, pictures, batch_size=8).argmax(1) == y).float()
+
+    def still(levels: int) -> dict[str, Tensor]:  # what draws nothing at random
+        step = partial(basic_iterative, network, x, levels=levels, batch_size=8)
+        return {
+            "none": x,
+            "fast": fgsm(network, x, y, levels / 255, batch_size=8),
+            "basic iterative": step(y=y),
+            "least likely": step(y=least, targeted=True),
+        }
+
+    through = Through(network, camera, views=4)
+    attacks = {levels: still(levels) for levels in LEVELS}
+    for seed in SHOT_SEEDS:
+        if f"seed {seed}" in (recorded.run(CAMERA) or {}):
+            continue
+        began, begun = time.perf_counter(), origin()
+        torch.manual_seed(seed)
+        kept = {}
+        for levels in LEVELS:
+            random = {
+                "noise": (x + levels / 255 * torch.randn_like(x).sign()).clamp(0, 1),
+                "basic iterative, expected": basic_iterative(through, x, y, levels, batch_size=8),
+            }
+            for name, pictures in (attacks[levels] | random).items():
+                shots = torch.stack([right(camera(pictures)) for _ in range(SHOTS)])
+                kept[f"{name}, {levels}"] = [right(pictures).tolist(), shots.mean(0).tolist()]
+        row = begun | {
+            "seconds": time.perf_counter() - began, "seeds": [seed], "weights": source,
+            "shots": SHOTS, "photographs": kept,
+        }  # fmt: skip
+        recorded.write_row(CAMERA, f"seed {seed}", row)
