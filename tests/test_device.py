@@ -39,6 +39,7 @@ from minimax.data import signs
 from minimax.defenses import (
     adversarial_training,
     certify,
+    interval_bounds,
     virtual_adversarial_training,
 )
 from minimax.evaluation import accuracy, evaluate, predict_proba, statistics_held
@@ -354,6 +355,7 @@ CALLS = {
                       generator=b.generator())
         for loss in ("cross_entropy", "dlr")
     ],
+    "fab": lambda b: ensemble.fab(b.model, b.x, b.y, (b.y + 1) % 5, steps=5),
     "auto_attack": lambda b: [*ensemble.auto_attack(
         b.model, b.x, b.y, [0.01, 0.1], steps=3, queries=9, generator=b.generator())],
     "square": lambda b: [*black_box.square(
@@ -382,10 +384,12 @@ CALLS = {
     ],
     "LabelServer ask": served,
     "worst_case adversarial_training": lambda b: b.play(
-        adversarial_training(b.model, 0.1, steps=2, random_start=True, mix=0.5),
+        adversarial_training(b.model, 0.1, steps=2, random_start=True, clip_start=True,
+                             mix=0.5),
         minibatches(b.x, b.y, size=4), copies=2),
     "virtual_adversarial_training virtual_adversarial_loss": lambda b: b.play(
         virtual_adversarial_training(b.model, 0.1), minibatches(b.x, b.y, b.x, size=4)),
+    "interval_bounds": lambda b: [*interval_bounds(b.model, b.x, 0.1)],
     "certify": lambda b: [*certify(
         b.model, b.x, 0.1, first=5, samples=50, alpha=0.3, generator=b.generator())],
     "evaluate predict_proba accuracy evaluating": lambda b: [
@@ -498,6 +502,7 @@ WITHOUT = set(
     "Need Messages drawn_messages sms_spam squeezenet as_input load_photographs Captured "
     "NotFinite clip Game Side Folder share joint_loss share_statistics head write_tensors origin "
     "checkpoint_folder device_used record_squeezenet train_robust_mnist record_robust_mnist "
+    "train_fast_mnist record_fast_mnist record_attacks "
     "dcgan_images device use_device seed settle Traced faster".split()
 )
 

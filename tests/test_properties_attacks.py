@@ -8,7 +8,7 @@ from torch import nn
 
 from minimax.attacks import carlini_wagner, fgsm, lbfgs, pgd
 from minimax.attacks.black_box import hop_skip_jump, square
-from minimax.attacks.ensemble import apgd, auto_attack
+from minimax.attacks.ensemble import apgd, auto_attack, fab
 from minimax.evaluation import predict_proba
 
 FEW = settings(max_examples=30, deadline=None, derandomize=True)
@@ -92,6 +92,7 @@ def test_smallest_perturbations_stay_in_the_box_and_succeed_or_change_nothing(ca
     wanted = (y + shift) % model[1].out_features
     for moved, label, hit in (
         (carlini_wagner(model, x, y, steps=12, search_steps=2, c=1.0), y, False),
+        (fab(model, x, y, (y + 1) % model[1].out_features, steps=8), y, False),
         (lbfgs(model, x, wanted, search_steps=1, steps=5), wanted, True),
     ):
         within(moved, x, float("inf"))
@@ -129,6 +130,7 @@ def test_a_pixel_that_is_none_is_refused_in_one_sentence(case, value):
         lambda: pgd(model, x, y, 0.1, steps=1),
         lambda: apgd(model, x, y, 0.1, steps=1),
         lambda: auto_attack(model, x, y, 0.1, steps=1),
+        lambda: fab(model, x, y, (y + 1) % model[1].out_features, steps=1),
         lambda: carlini_wagner(model, x, y, steps=1),
         lambda: lbfgs(model, x, y),
         lambda: square(scores, x, y, 0.1, queries=1),

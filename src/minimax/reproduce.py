@@ -67,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
 
     robustly = "Train the robust network of Defenses on MNIST and record its weights."
     kind("robust", robustly, lambda arguments: robust.record_robust_mnist())
+    fast = "Train networks of Defenses by single steps, as Wong et al. do, and record how they do."
+    one = kind("fast", fast, lambda arguments: robust.record_fast_mnist(arguments.seeds))
+    one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     seen = "Attack the photographs with the pretrained network and record what it then says."
     kind("photographs", seen, lambda arguments: photographs.record_squeezenet())
     return parser
