@@ -290,7 +290,7 @@ def test_no_image_of_the_ball_leaves_the_bounds_and_without_a_ball_they_are_the_
     with torch.no_grad():
         attacked = network(fgsm(network, x, y, 0.01))
     loss = cross_entropy(bounds.worst(y), y)
-    assert cross_entropy(attacked, y) <= loss < cross_entropy(attacked, y) + 1
+    assert cross_entropy(attacked, y) <= loss
     loss.backward()
     assert all(weight.grad.isfinite().all() for weight in network.parameters())
     point = interval_bounds(network, x, 0.0)
