@@ -262,7 +262,7 @@ def test_the_ensemble_takes_of_fab_what_lies_in_the_ball(network, digits, monkey
     least = torch.full((100,), torch.inf)
     for k in range(9):
         size = (fab(network, x, y, wrong[:, k], steps=10) - x).flatten(1).abs().amax(1)
-        least = torch.where((0 < size) & (size < least), size, least)
+        least = torch.where((size > 0) & (size < least), size, least)
     right = predict_proba(network, x).argmax(1) == y
     left = (right & (least > EPSILON)).float().mean().item()
     assert alone.after["FAB, targeted"] == pytest.approx(left, abs=0.02)

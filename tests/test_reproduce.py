@@ -100,7 +100,10 @@ def test_a_tree_with_changes_is_refused_unless_it_is_asked_for(repository, monke
     assert len(played) == 1
 
 
-@pytest.mark.parametrize("what", "list chapter timings dcgan collapse robust fast photographs".split())
+KINDS = "list chapter timings dcgan collapse robust fast attacks photographs".split()
+
+
+@pytest.mark.parametrize("what", KINDS)
 def test_every_kind_of_run_says_what_it_takes(what, capsys):
     with pytest.raises(SystemExit, match="0"):
         reproduce.main([what, "--help"])

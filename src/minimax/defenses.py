@@ -71,10 +71,10 @@ def worst_case(
     so is the image. ``loss`` maps images of
     the shape of ``x`` to a scalar that sums over them. The result lies within |δ| ≤ ``epsilon`` and
     in [0, 1]; no gradient passes through it. ``step_size`` is in pixels (default 2.5·ε/steps, for
-    one step ε). A ``random_start`` is drawn from the ball and, as in the code of Wong et al. (2020),
-    may lie outside [0, 1] until the first step is taken; with ``clip_start`` it is clipped before,
-    as in that of Madry et al., and every black pixel starts on one side. Batch normalisations in training go by the batch, and their running statistics
-    don't count what is only tried. Introduced in *Defenses*.
+    one step ε). A ``random_start`` is drawn from the ball and may lie outside [0, 1] until the
+    first step is taken, as in the code of Wong et al. (2020); with ``clip_start`` it is clipped
+    before, as in that of Madry et al. Batch normalisations in training go by the batch, and their
+    running statistics don't count what is only tried. Introduced in *Defenses*.
     """
     size = (epsilon if steps == 1 else 2.5 * epsilon / steps) if step_size is None else step_size
     # No gradient of the steps; that of the loss inside is torch.func's own.
@@ -104,11 +104,11 @@ def adversarial_training(
 
     min over θ of E[mix · max over |δ| ≤ ε of ℓ(x + δ, y) + (1 − mix) · ℓ(x, y)], the maximum found
     by ``worst_case``. One step without a random start and ``mix=0.5`` is Goodfellow et al. (2015),
-    section 6; forty steps of 0.01 from a random start with ``clip_start`` are Madry et al. (2018) on
-    MNIST; one step of 1.25·ε from a random start without it is Wong et al. (2020). A batch is (x, y); ``options`` go to
-    ``Player``. Raises ValueError for arguments out of range, and the loss for images outside
-    [0, 1], labels that are none, and a network that does not tell classes apart. Introduced in
-    *Defenses*.
+    section 6; forty steps of 0.01 from a random start with ``clip_start`` are Madry et al. (2018)
+    on MNIST; one step of 1.25·ε from a random start without it is Wong et al. (2020). A batch is
+    (x, y); ``options`` go to ``Player``. Raises ValueError for arguments out of range, and the loss
+    for images outside [0, 1], labels that are none, and a network that does not tell classes apart.
+    Introduced in *Defenses*.
     """
     epsilon, mix = check_number("epsilon", epsilon), check_number("mix", mix)
     if mix > 1:
@@ -231,8 +231,8 @@ def interval_bounds(network: nn.Module, x: Tensor, epsilon: float) -> Bounds:
     """Return bounds of the logits over all images in [0, 1] with |δ| ≤ ``epsilon``, layer by layer.
 
     Gowal et al. (2018), section 3.1, without their merging of the last layer with the difference of
-    two logits: through a layer W the centre of an interval goes as an image does, its radius through
-    |W|; what is monotone maps the ends. ``network`` consists of linear and convolutional layers,
+    two logits: through a layer W the centre of an interval goes as an image does, its radius
+    through |W|; what is monotone maps the ends. ``network`` consists of linear and convolutional layers,
     ReLU and Flatten; a gradient passes through, so a player can minimise a loss of the bounds.
     Where ``argmax`` of ``worst(y)`` is ``y``, no image of the ball (N, …) around ``x`` is misread.
     Raises ValueError for arguments out of range and for other layers. Introduced in *Defenses*.

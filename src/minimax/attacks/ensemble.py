@@ -219,10 +219,10 @@ def fab(
     Croce and Hein, *Minimally distorted adversarial examples with a fast adaptive boundary attack*
     (2020), algorithm 1 with the border to one class ``target`` (N,), one start and no final search,
     as in AutoAttack: each of the ``steps`` goes to the plane that stands for the border at the
-    point, drawn towards the plane's point nearest to ``x``; once misclassified, it goes back a tenth
-    of the way. No ε is given. ``x`` is (N, …), ``y`` (N,) the true classes; an image for which
-    nothing is found comes back unchanged. Raises ValueError for arguments out of range. Introduced
-    in *Defenses*.
+    point, drawn towards the plane's point nearest to ``x``; once misclassified, it goes back a
+    tenth of the way. No ε is given. ``x`` is (N, …), ``y`` (N,) the true classes; an image for
+    which nothing is found comes back unchanged. Raises ValueError for arguments out of range.
+    Introduced in *Defenses*.
     """
     y, target = check_images(x, y), check_labels("target", target, len(x))
     steps, batch_size = check_count("steps", steps), check_batch_size(batch_size, x)
@@ -253,7 +253,7 @@ def _border(
         own, wanted = (logits.gather(1, k[rows, None])[:, 0] for k in (y, target))
         gradient = check_gradient(torch.autograd.grad((own - wanted).sum(), image)[0], rows)
         w, lead = gradient.flatten(1).to(flat), (own - wanted).detach().to(flat)
-        plane = (w * point).sum(1) - lead  # where w·z is this, the two classes are even, to 1st order
+        plane = (w * point).sum(1) - lead  # w·z where the two classes are even, to first order
         to_it, from_x = (_to_plane(z, w, plane) for z in (point, flat[rows]))
         a, b = (delta.abs().amax(1, keepdim=True).clamp(min=1e-8) for delta in (to_it, from_x))
         bias = (a / (a + b)).clamp(max=BIAS)
@@ -325,9 +325,9 @@ def auto_attack(
     attack gets the images that the ones before it left correct; the targets are the ``targets``
     likeliest wrong classes. ``left_out`` says where the budget is less than theirs: 100 ``steps``,
     9 targets, 5,000 ``queries`` of Square. The loss DLR needs four classes: with fewer that part is
-    left out, as its line in ``after`` says too. ``x`` is (N, channels, H, W), ``y`` (N,); for a sequence of E values of ε the
-    images are (E, N, …), and ``after`` is a list. Raises ValueError for arguments out of range.
-    Introduced in *Defenses*.
+    left out, as its line in ``after`` says too. ``x`` is (N, channels, H, W), ``y`` (N,); for a
+    sequence of E values of ε the images are (E, N, …), the others lists. Raises ValueError for
+    arguments out of range. Introduced in *Defenses*.
     """
     y, radius = check_images(x, y), check_number("epsilon", epsilon)
     steps, batch_size = check_count("steps", steps), check_batch_size(batch_size, x)
@@ -367,7 +367,7 @@ def auto_attack(
         if len(rows := left()):
             near = _fab(model, x[rows], y[rows], wrong[rows, k], steps, batch_size, radius)
             size = (near - x[rows]).flatten(1).abs().amax(1)
-            inside = (0 < size) & (size <= radius)
+            inside = (size > 0) & (size <= radius)
             images[rows[inside]] = near[inside]
     after["FAB, targeted"] = share()
     if queries and len(rows := left()):
