@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3, help="timed turns of each run")
     parser.add_argument("--device", default="cuda", help="cpu: only to see that this file runs")
     arguments = parser.parse_args()
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no NVIDIA GPU on this machine")

@@ -1,8 +1,10 @@
 """Who plays, and with what: ``Player`` and ``minibatches``."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypedDict
 
 import torch
@@ -14,7 +16,6 @@ from minimax.errors import Words, check_count, check_number, refuse
 
 Batch = tuple[Tensor, ...]
 Batches = Callable[[torch.Generator], Batch]
-READER = ThreadPoolExecutor(1, "minibatches")
 
 
 @dataclass
@@ -158,7 +159,8 @@ def minibatches(*data: Tensor | Dataset[Any], size: int, noise: int | None = Non
     if not data and noise is None:
         refuse("data", Words("missing"), "given, or noise has to be")
 
-    ahead: dict[int, tuple[bytes, Future[list[Tensor]]]] = {}  # of each generator: at which state
+    # of each generator of this process: at which state, and what it would draw there
+    ahead: dict[tuple[int, int], tuple[bytes, Future[list[Tensor]]]] = {}
 
     def rows(generator: torch.Generator) -> Tensor:
         device = generator.device
@@ -168,7 +170,7 @@ def minibatches(*data: Tensor | Dataset[Any], size: int, noise: int | None = Non
         device, batch = generator.device, []
         far = any(not isinstance(x, Tensor) or x.device.type != device.type for x in data)
         if data:
-            state, read = ahead.pop(id(generator), (b"", None))
+            state, read = ahead.pop((os.getpid(), id(generator)), (b"", None))
             if read and state != _state(generator):  # somebody else has drawn in between
                 read = None
             drawn = rows(generator)
@@ -178,11 +180,17 @@ def minibatches(*data: Tensor | Dataset[Any], size: int, noise: int | None = Non
             batch.append(share(torch.randn(size, noise, generator=generator, device=device)))
         if far:
             following = rows(torch.Generator(device).set_state(generator.get_state())).cpu()
-            read = READER.submit(lambda: [_rows(part, following) for part in data])
-            ahead[id(generator)] = _state(generator), read
+            read = _reader(os.getpid()).submit(lambda: [_rows(part, following) for part in data])
+            ahead[os.getpid(), id(generator)] = _state(generator), read
         return tuple(batch)
 
     return draw
+
+
+@cache
+def _reader(process: int) -> ThreadPoolExecutor:
+    """Return the thread that reads ahead; a forked process does not inherit its parent's."""
+    return ThreadPoolExecutor(1, "minibatches")
 
 
 def _state(generator: torch.Generator) -> bytes:
