@@ -393,9 +393,7 @@ def game_of(name):
         data = torch.rand(60, 1, 16, 16, generator=torch.Generator().manual_seed(0))
         return non_saturating(D, G, lr=1e-2), minibatches(data, size=8, noise=3)
     D, G = networks()
-    if (
-        name == "strides"
-    ):  # real numbers lie otherwise than the trace's: after Softplus, with copies
+    if name == "strides":  # with copies, the slopes of Softplus lie otherwise than in the trace
         bent = [nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Softplus()]
         G = nn.Sequential(*bent, nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Softplus(), nn.Linear(8, 2))
         return non_saturating(D, G, lr=1e-2), BATCHES
@@ -413,9 +411,8 @@ def test_a_traced_game_is_the_same_game(name, copies):
         players, batches = game_of(name)
         history = play(players, batches, rounds=8, seed=3, copies=copies, graph=graph)
         weights = [value for player in players for value in player.modules[0].state_dict().values()]
-        averages = (
-            [] if name in ("images", "strides") else [history.each(lambda: 0.0, averaged=True)]
-        )
+        kept = name not in ("images", "strides")
+        averages = [history.each(lambda: 0.0, averaged=True)] if kept else []
         found.append([*history.losses.values(), *weights, *averages])
     assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(*found, strict=True))
     assert len(found[0][0].unique()) >= 8

@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypedDict
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, distributed, nn
@@ -16,6 +17,7 @@ from minimax.errors import Words, check_count, check_number, refuse
 
 Batch = tuple[Tensor, ...]
 Batches = Callable[[torch.Generator], Batch]
+When = tuple[int, bytes]
 
 
 @dataclass
@@ -148,8 +150,7 @@ def minibatches(*data: Tensor | Dataset[Any], size: int, noise: int | None = Non
     does it; the batch lies on the generator's device. Data sets, and tensors that lie elsewhere,
     are read ahead: a batch while the one before it is played. Several processes that torchrun has
     started get a share of the batch each. Raises ValueError if there is nothing to draw, or lengths
-    differ.
-    Introduced in *The minimax game*.
+    differ. Introduced in *The minimax game*.
     """
     size = check_count("size", size)
     noise = None if noise is None else check_count("noise", noise)
@@ -159,8 +160,9 @@ def minibatches(*data: Tensor | Dataset[Any], size: int, noise: int | None = Non
     if not data and noise is None:
         refuse("data", Words("missing"), "given, or noise has to be")
 
-    # of each generator of this process: at which state, and what it would draw there
-    ahead: dict[tuple[int, int], tuple[bytes, Future[list[Tensor]]]] = {}
+    # of each generator: when it was left, and what it would draw then
+    ahead: WeakKeyDictionary[torch.Generator, tuple[When, Future[list[Tensor]]]]
+    ahead = WeakKeyDictionary()
 
     def rows(generator: torch.Generator) -> Tensor:
         device = generator.device
@@ -170,8 +172,8 @@ def minibatches(*data: Tensor | Dataset[Any], size: int, noise: int | None = Non
         device, batch = generator.device, []
         far = any(not isinstance(x, Tensor) or x.device.type != device.type for x in data)
         if data:
-            state, read = ahead.pop((os.getpid(), id(generator)), (b"", None))
-            if read and state != _state(generator):  # somebody else has drawn in between
+            when, read = ahead.pop(generator, (None, None))
+            if read and when != _when(generator):  # somebody else has drawn in between
                 read = None
             drawn = rows(generator)
             parts = read.result() if read else [_rows(part, drawn) for part in data]
@@ -181,7 +183,7 @@ def minibatches(*data: Tensor | Dataset[Any], size: int, noise: int | None = Non
         if far:
             following = rows(torch.Generator(device).set_state(generator.get_state())).cpu()
             read = _reader(os.getpid()).submit(lambda: [_rows(part, following) for part in data])
-            ahead[os.getpid(), id(generator)] = _state(generator), read
+            ahead[generator] = _when(generator), read
         return tuple(batch)
 
     return draw
@@ -193,8 +195,9 @@ def _reader(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, "minibatches")
 
 
-def _state(generator: torch.Generator) -> bytes:
-    return generator.get_state().numpy().tobytes()
+def _when(generator: torch.Generator) -> When:
+    """Return the process, whose fork has no reader yet, and the state of its generator."""
+    return os.getpid(), generator.get_state().numpy().tobytes()
 
 
 def _rows(data: Tensor | Dataset[Any], rows: Tensor) -> Tensor:
