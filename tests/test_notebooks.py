@@ -3,7 +3,6 @@
 nbval executes them as they are: ``book`` is among the paths of pytest.
 """
 
-import hashlib
 import json
 import re
 import statistics
@@ -15,7 +14,7 @@ import nbformat
 import pytest
 
 from conftest import ROOT
-from minimax.chapters import chapters, execute
+from minimax.chapters import _name, chapters, execute
 
 
 @pytest.fixture(params=chapters())
@@ -129,7 +128,7 @@ def test_what_was_timed_is_still_there():
     assert set(timings) == set(chapters())
     for chapter, devices in timings.items():
         text = jupytext.read(ROOT / f"book/{chapter}.md")
-        there = {hashlib.sha256(cell.source.encode()).hexdigest()[:12] for cell in text.cells}
+        there = {_name(cell.source) for cell in text.cells}
         for one in devices.values():
             assert set(one["slow"]) <= there, f"{chapter} was timed with another slow cell"
 

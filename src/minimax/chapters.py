@@ -150,6 +150,9 @@ def _cells(notebook: Any) -> Iterator[tuple[str, float]]:
                 datetime.fromisoformat(cell.metadata["execution"][event])
                 for event in ("iopub.execute_input", "shell.execute_reply")
             )
-            code = re.sub(r"^# (@title|takes about) .*\n", "", cell.source, flags=re.MULTILINE)
-            name = hashlib.sha256(code.encode()).hexdigest()[:12]
-            yield name, round((ended - began).total_seconds(), 1)
+            yield _name(cell.source), round((ended - began).total_seconds(), 1)
+
+
+def _name(code: str) -> str:
+    code = re.sub(r"^# (@title|takes about) .*\n", "", code, flags=re.MULTILINE)
+    return hashlib.sha256(code.encode()).hexdigest()[:12]
