@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.functional import cross_entropy
 
 from minimax.attacks import fgsm, input_gradient, products
@@ -156,3 +157,81 @@ def test_small_networks_pay_nothing():
     with faster(dense()), faster(dense()):
         assert len(torch.overrides._get_current_function_mode_stack()) == 1
     assert fgsm(model, torch.rand(2, 1, 3, 3), torch.tensor([0, 1]), 0.1).shape == (2, 1, 3, 3)
+
+
+class Cropped(nn.Module):
+    """Writes into a view of its convolution's result."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.out = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16 * 28 * 28, 10)
+
+    def forward(self, x):
+        hidden = self.first(x)
+        hidden.view(len(x), -1)[:, ::2] *= 0.5
+        return self.out(hidden.relu().flatten(1))
+
+
+class Rewriting(nn.Module):
+    """Moves its own weights, in place and by new memory, whenever it is asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.out = nn.Linear(784, 784), nn.Linear(784, 10)
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.first.weight.mul_(0.9)
+            self.out.weight.data = self.out.weight.data * 1.1
+        return self.out(self.first(x.flatten(1)).relu())
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(Cropped, 3), (Rewriting, 1)])
+def test_a_network_that_writes_in_place_does_what_it_did(kind, channels, laid_out):
+    torch.manual_seed(0)
+    model, x, y = kind(), torch.rand(6, channels, 28, 28), torch.randint(10, (6,))
+    as_it_was = {name: value.clone() for name, value in model.state_dict().items()}
+    expected = [model(x), plain_gradient(model, x, y)]
+    model.load_state_dict(as_it_was)
+    with frozen(model):
+        got = [model(x), plain_gradient(model, x, y)]
+    assert laid_out
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [dense, convolution(1)])
+def test_a_bias_that_learns_has_its_gradient(make, laid_out):
+    model, x = make(), torch.rand(3, 1, 28, 28)
+    model(x)
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(name.endswith("bias"))
+    biases = [weight for weight in model.parameters() if weight.requires_grad]
+    expected = torch.autograd.grad(model(x).square().sum(), biases)
+    with faster(model):
+        got = torch.autograd.grad(model(x).square().sum(), biases)
+    torch.testing.assert_close(got, expected)
+
+
+def test_forward_mode_is_left_alone(laid_out):
+    model, x = dense().requires_grad_(False), torch.rand(3, 1, 28, 28)
+    along = torch.rand_like(x)
+    expected = torch.func.jvp(model, (x,), (along,))[1]
+    with faster(model), forward_ad.dual_level():
+        out = model(forward_ad.make_dual(x, along))
+        torch.testing.assert_close(forward_ad.unpack_dual(out).tangent, expected)
+    assert not laid_out
+
+
+def test_a_large_product_is_taken_and_a_small_one_not(monkeypatch):
+    """Madry et al.'s network on a batch is large, one image through a small one is not."""
+    seen, lay_out = [], products._laid_out
+    monkeypatch.setattr(products, "_laid_out", lambda w: (seen.append(w.dim()), lay_out(w))[1])
+    large = nn.Sequential(
+        nn.Conv2d(1, 32, 5, padding=2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32 * 14 * 14, 10)
+    )
+    with frozen(large):
+        large(torch.rand(64, 1, 28, 28))
+    assert seen == [4, 2]
+    with frozen(small := dense()):
+        small(torch.rand(64, 1, 28, 28))
+    assert seen == [4, 2]

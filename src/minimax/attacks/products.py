@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.jit import ScriptModule
 from torch.nn.functional import conv2d, fold, linear
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
@@ -37,23 +38,30 @@ def faster(model: object) -> AbstractContextManager[Any]:
 class _Faster(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
-        self.kept: dict[Tensor, Tensor] = {}  # weights, laid out as oneDNN likes them
+        # weights, and as oneDNN likes them laid out; both as they were at one time
+        self.kept: dict[Tensor, tuple[tuple[int, int], Tensor]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if kwargs:
             return func(*args, **kwargs)
-        if func in (linear, conv2d) and _pays(*args[:2]):
+        if func in (linear, conv2d) and _pays(*args[:3]):
             x, weight, *others = args
-            if weight not in self.kept:
-                self.kept[weight] = _laid_out(weight)
+            laid_out = self._laid_out(weight)
             if func is linear:
-                return _Product.apply(x, weight, self.kept[weight], *others)
+                return _Product.apply(x, weight, laid_out, *others)
             few = x.shape[1] == weight.shape[1] <= FEW and len(others) == 5
             few = few and not isinstance(others[2], str)  # padding="same"
-            return (_Picture.apply if few else conv2d)(x, self.kept[weight], *others)
-        if func is Tensor.view and not isinstance(args[1], torch.dtype):
-            func = Tensor.reshape  # there is no view of what lies channel after channel
+            return (_Picture.apply if few else conv2d)(x, laid_out, *others)
+        if func is Tensor.view and args[0].dim() == 4 and not args[0].is_contiguous():
+            # there is no view of what lies channel after channel; writes to a copy would be lost
+            args[0].data = args[0].data.contiguous()
         return func(*args)
+
+    def _laid_out(self, weight: Tensor) -> Tensor:
+        now = weight._version, weight.data_ptr()
+        if weight not in self.kept or self.kept[weight][0] != now:
+            self.kept[weight] = now, _laid_out(weight)
+        return self.kept[weight][1]
 
 
 def _laid_out(weight: Tensor) -> Tensor:
@@ -62,17 +70,17 @@ def _laid_out(weight: Tensor) -> Tensor:
     return weight.clone(memory_format=torch.channels_last)  # anew even where one layout is both
 
 
-def _pays(x: Tensor, weight: Tensor) -> bool:
-    """Return whether the product is large, its weight constant here, and both on the CPU."""
+def _pays(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    """Return whether the product is large, its weights constant here, and all on the CPU."""
     if x.dim() != weight.dim() or x.numel() * weight[:, :1].numel() < WORTH:
         return False
     if x.dim() == 2 and len(x) < ROWS:
         return False
-    held = isinstance(weight, nn.Parameter)
-    held = held and not (weight.requires_grad and torch.is_grad_enabled())
+    learning = weight.requires_grad or (bias is not None and bias.requires_grad)
+    held = isinstance(weight, nn.Parameter) and not (learning and torch.is_grad_enabled())
     plain = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in (x, weight))
     inside = torch.is_autocast_enabled("cpu") or torch._C._functorch.peek_interpreter_stack()
-    return held and plain and not inside
+    return held and plain and not inside and forward_ad._current_level < 0
 
 
 class _Product(torch.autograd.Function):
@@ -80,12 +88,12 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, by_input: Tensor, *bias: Any) -> Tensor:
-        ctx.weights = weight, by_input
+        ctx.save_for_backward(weight, by_input)
         return torch.ops.mkldnn._linear_pointwise(x, by_input, *(bias or [None]), "none", [], "")
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        weight, by_input = ctx.weights
+        weight, by_input = ctx.saved_tensors
         return _Product.apply(gradient, by_input.t(), weight.t()), None, None, None
 
 
@@ -95,10 +103,12 @@ class _Picture(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel: Tensor, bias: Any, *how: Any) -> Tensor:
         stride, padding, dilation, _ = how
-        ctx.kernel, ctx.how = kernel, (x.shape[2:], kernel.shape[2:], dilation, padding, stride)
+        ctx.save_for_backward(kernel)
+        ctx.how = x.shape[2:], kernel.shape[2:], dilation, padding, stride
         return conv2d(x, kernel, bias, *how)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        patches = ctx.kernel.flatten(1).t() @ gradient.flatten(2)
+        (kernel,) = ctx.saved_tensors
+        patches = kernel.flatten(1).t() @ gradient.flatten(2)
         return fold(patches, *ctx.how), *[None] * 6
