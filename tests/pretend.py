@@ -44,9 +44,13 @@ of_torch = {name: original(name) for name in "to numpy tolist".split()}
 
 
 class Waits:
-    """How often the program waited for the pretend GPU."""
+    """How often the main thread waited for the pretend GPU."""
 
     count = 0
+
+
+def wait() -> None:
+    Waits.count += threading.current_thread() is threading.main_thread()
 
 
 def bare(x: Tensor) -> Tensor:
@@ -100,7 +104,7 @@ class Rules(TorchDispatchMode):
         else:
             where = common(func, name, args, given) if given else ANY
         if waits(name, args, given):
-            Waits.count += 1
+            wait()
         result = func(*args, **kwargs)
         if name != "set_":
             for x in tensors([result]):
@@ -176,8 +180,9 @@ def to(x: Tensor, *args, **kwargs) -> Tensor:
         where, kwargs["dtype"] = place(other), other.dtype
     here = place(x)
     if where not in (None, here):
-        if not kwargs.get("non_blocking"):
-            Waits.count += 1
+        free = where == CPU or getattr(x.untyped_storage(), "pinned", False)
+        if not (kwargs.get("non_blocking") and free):  # else it is copied there first
+            wait()
         x = Moved.apply(x, where)
     return of_torch["to"](x, *args, **kwargs)
 
@@ -191,8 +196,18 @@ def numpy(x: Tensor, *args, **kwargs):
     return of_torch["numpy"](x, *args, **kwargs)
 
 
+def pinned(x: Tensor) -> Tensor:
+    if place(x) == CUDA:
+        raise RuntimeError(
+            "cannot pin 'torch.cuda.FloatTensor' only dense CPU tensors can be pinned"
+        )
+    x.untyped_storage().pinned = True
+    return x
+
+
 def tolist(x: Tensor):
-    Waits.count += place(x) == CUDA
+    if place(x) == CUDA:
+        wait()
     return of_torch["tolist"](x)
 
 
@@ -230,7 +245,7 @@ def factory(make):
             if make.__name__ != "tensor":
                 return to(source, where, kwargs.get("dtype") or source.dtype)
         elif copies and where == CUDA:
-            Waits.count += 1  # what lies in ordinary memory is copied before torch goes on
+            wait()  # what lies in ordinary memory is copied before torch goes on
         check_generator(kwargs.get("generator"), where or CPU)
         return put(make(*args, device=CPU, **kwargs), where or CPU)
 
@@ -285,6 +300,7 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Waits]]:
     patch(Tensor, "to", to)
     patch(Tensor, "cpu", lambda x, *_, **__: to(x, CPU))
     patch(Tensor, "cuda", lambda x, *_, **kwargs: to(x, CUDA, **kwargs))
+    patch(Tensor, "pin_memory", pinned)
     patch(Tensor, "numpy", numpy)
     patch(Tensor, "tolist", tolist)
     for make in _device_constructors():
@@ -328,7 +344,7 @@ def place_said(x: Tensor) -> torch.device:
 
 
 def waited(*_, **__) -> None:
-    Waits.count += 1
+    wait()
 
 
 def nothing(*_, **__) -> None:

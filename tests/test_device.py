@@ -638,6 +638,30 @@ def waited(gpu, do):
     return gpu.count - before
 
 
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, row):
+        return self.rows[row]
+
+
+@pytest.mark.parametrize("kind", [lambda rows: rows, Rows])
+def test_a_game_never_waits_for_data_that_lie_elsewhere(gpu, kind):
+    """They are read by another thread, into memory that the GPU fetches from by itself."""
+    bench = Bench("cuda", "cuda")
+    elsewhere = kind(bench.ring.cpu())
+
+    def drawn(times):
+        batches, generator = minibatches(elsewhere, size=5, noise=2), bench.generator()
+        return waited(gpu, lambda: [batches(generator) for _ in range(times)])
+
+    assert drawn(3) == drawn(30)
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_a_step_of_pgd_never_waits(gpu, norm):
     b = Bench("cuda", "cuda")

@@ -587,7 +587,8 @@ class PretendGraph:
 
 
 @contextmanager
-def capturing(graph):
+def capturing(graph, capture_error_mode):
+    assert capture_error_mode == "thread_local"  # another thread reads ahead
     game, kept = graph.game, deepcopy(graph.game.saved())
     yield
     for name, value in game.state.items():
@@ -604,7 +605,7 @@ def capturing(graph):
 def captured(monkeypatch):
     """Play ``rounds`` rounds as a GPU would with ``graph=True``; return losses and weights."""
 
-    def played(players, rounds, copies, graph):
+    def played(players, rounds, copies, graph, batches=lambda round: BATCHES):
         game = engine.Game(players, copies, 0, reinitialise, False, False)
         for side in game.sides:
             side.optimiser.defaults["capturable"] = True
@@ -613,8 +614,8 @@ def captured(monkeypatch):
         advance = rounder.round if graph else game.round
         with game.playing():
             losses = [
-                advance([game.draw(BATCHES) for _ in range(game.turns)]).clone()
-                for _ in range(rounds)
+                advance([game.draw(batches(round)) for _ in range(game.turns)]).clone()
+                for round in range(rounds)
             ]
         return torch.stack(losses), [value.clone() for value in game.state.values()], rounder
 
@@ -622,6 +623,9 @@ def captured(monkeypatch):
     monkeypatch.setattr(torch.cuda, "graph", capturing)
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
+    streams = ["its own"]
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: streams[-1])
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
     return played
 
 
@@ -636,6 +640,35 @@ def test_a_captured_round_is_the_round_that_was_played_before(captured, copies):
         found.append([losses, *weights])
     assert len(found[0][0].unique()) > 12
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_a_batch_of_another_shape_is_played_as_it_is(captured):
+    """One of a single row would fill the captured one, if it were copied there."""
+    one_row, found = minibatches(DATA, size=1, noise=3), []
+    for graph in (False, True):
+        players = non_saturating(*networks(normalised=False), lr=1e-2)
+        options = {"batches": lambda round: one_row if round in (6, 9) else BATCHES}
+        losses, weights, rounder = captured(players, 12, None, graph, **options)
+        found.append([losses, *weights])
+    assert rounder.graph is not None
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_after_a_capture_that_fails_at_its_end_rounds_go_on_as_before(captured, monkeypatch):
+    @contextmanager
+    def failing(graph, capture_error_mode):
+        with capturing(graph, capture_error_mode):
+            torch.cuda.set_stream("the capture's")
+            yield
+        raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(torch.cuda, "graph", failing)
+    eager = captured(non_saturating(*networks()), 8, None, graph=False)
+    with pytest.warns(UserWarning, match="rounds run one by one: CUDA error: operation failed"):
+        *found, rounder = captured(non_saturating(*networks()), 8, None, graph=True)
+    assert rounder.graph is None and torch.cuda.current_stream() == "its own"
+    assert torch.equal(found[0], eager[0])
+    assert all(torch.equal(one, other) for one, other in zip(found[1], eager[1], strict=True))
 
 
 def test_a_loss_that_waits_for_the_gpu_is_not_captured(captured, monkeypatch):
@@ -699,7 +732,8 @@ def test_data_sets_are_read_ahead_and_the_batches_stay_the_same():
     data = Watched(DATA)
     ahead, plain = minibatches(data, size=4, noise=3), minibatches(DATA, size=4, noise=3)
     one, other = (torch.Generator().manual_seed(5) for _ in range(2))
-    for foreign, rows_read in ((0, 8), (0, 4), (1, 8), (0, 4)):  # what was read ahead is not used
+    # the third time somebody else drew: what was read ahead is not used, and no more is
+    for foreign, rows_read in ((0, 8), (0, 4), (1, 4), (0, 4)):
         for g in (one, other):
             torch.rand(foreign, generator=g)
         for a, b in zip(ahead(one), plain(other), strict=True):

@@ -110,9 +110,11 @@ class Captured:
             self._capture(drawn)
         if self.graph is None:
             return self._watched(drawn) if self.played == WARM_UP else self.play(drawn)
-        for static, batch in zip(self.inputs, drawn, strict=True):
-            for place, value in zip(static, batch, strict=True):
-                place.copy_(value)
+        inputs, values = _parts(self.inputs), _parts(drawn)
+        if [(x.shape, x.dtype) for x in inputs] != [(x.shape, x.dtype) for x in values]:
+            return self.play(drawn)  # the last batch of an epoch, say
+        for place, value in zip(inputs, values, strict=True):
+            place.copy_(value)
         self.graph.replay()
         return self.losses
 
@@ -133,12 +135,17 @@ class Captured:
 
     def _capture(self, drawn: Sequence[Batch]) -> None:
         self.inputs = [tuple(part.clone() for part in batch) for batch in drawn]
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph):
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:  # other threads may read ahead meanwhile
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self.losses = self.play(self.inputs)
         except RuntimeError as error:
+            torch.cuda.set_stream(stream)  # one that fails at its end leaves its own
             self.off = True
             self._warn(str(error).splitlines()[0])
         else:
             self.graph = graph
+
+
+def _parts(batches: Sequence[Batch]) -> list[Tensor]:
+    return [part for batch in batches for part in batch]

@@ -18,6 +18,7 @@ from minimax.errors import Words, check_count, check_number, refuse
 Batch = tuple[Tensor, ...]
 Batches = Callable[[torch.Generator], Batch]
 When = tuple[int, bytes]
+Read = Future[list[Tensor]]
 
 
 @dataclass
@@ -148,9 +149,9 @@ def minibatches(*data: Tensor | Dataset[Any], size: int, noise: int | None = Non
     threads; of a row that is a tuple the first part counts. With ``noise``, standard normal numbers
     of shape (size, noise) come last. The function is given the generator that decides, as ``play``
     does it; the batch lies on the generator's device. Data sets, and tensors that lie elsewhere,
-    are read ahead: a batch while the one before it is played. Several processes that torchrun has
-    started get a share of the batch each. Raises ValueError if there is nothing to draw, or lengths
-    differ. Introduced in *The minimax game*.
+    are read ahead: a batch while the one before it is played, unless others draw from the generator
+    in between. Several processes that torchrun has started get a share of the batch each. Raises
+    ValueError if there is nothing to draw, or lengths differ. Introduced in *The minimax game*.
     """
     size = check_count("size", size)
     noise = None if noise is None else check_count("noise", noise)
@@ -160,30 +161,41 @@ def minibatches(*data: Tensor | Dataset[Any], size: int, noise: int | None = Non
     if not data and noise is None:
         refuse("data", Words("missing"), "given, or noise has to be")
 
-    # of each generator: when it was left, and what it would draw then
-    ahead: WeakKeyDictionary[torch.Generator, tuple[When, Future[list[Tensor]]]]
-    ahead = WeakKeyDictionary()
+    # of each generator: when it was left, and what it would draw then; nothing after a wrong guess
+    ahead: WeakKeyDictionary[torch.Generator, tuple[When, Read] | None] = WeakKeyDictionary()
 
     def rows(generator: torch.Generator) -> Tensor:
         device = generator.device
         return share(torch.randint(lengths[0], (size,), generator=generator, device=device))
 
+    def read(drawn: Tensor, device: torch.device) -> list[Tensor]:
+        """Return the rows of all data, in memory that ``device`` can fetch from by itself."""
+        drawn = drawn.cpu()
+        parts = [_rows(part, drawn) for part in data]
+        pin = device.type == "cuda"
+        return [part.pin_memory() if pin and part.device.type == "cpu" else part for part in parts]
+
     def draw(generator: torch.Generator) -> Batch:
         device, batch = generator.device, []
         far = any(not isinstance(x, Tensor) or x.device.type != device.type for x in data)
         if data:
-            when, read = ahead.pop(generator, (None, None))
-            if read and when != _when(generator):  # somebody else has drawn in between
-                read = None
+            guess = ahead.get(generator)
+            right = guess is not None and guess[0] == _when(generator)
+            guesses = right or generator not in ahead  # after a wrong one, others draw in between
             drawn = rows(generator)
-            parts = read.result() if read else [_rows(part, drawn) for part in data]
-            batch = [part.to(device) for part in parts]
+            if guess and right:
+                batch = guess[1].result()
+            else:
+                batch = read(drawn, device) if far else [_rows(part, drawn) for part in data]
+            batch = [part.to(device, non_blocking=device.type == "cuda") for part in batch]
         if noise is not None:
             batch.append(share(torch.randn(size, noise, generator=generator, device=device)))
         if far:
-            following = rows(torch.Generator(device).set_state(generator.get_state())).cpu()
-            read = _reader(os.getpid()).submit(lambda: [_rows(part, following) for part in data])
-            ahead[generator] = _when(generator), read
+            ahead[generator] = None
+        if far and guesses:  # what waits for the GPU waits in the reader's thread
+            following = rows(torch.Generator(device).set_state(generator.get_state()))
+            submitted = _reader(os.getpid()).submit(read, following, device)
+            ahead[generator] = _when(generator), submitted
         return tuple(batch)
 
     return draw
