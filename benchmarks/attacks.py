@@ -4,10 +4,10 @@
 
 The same network, images and budget (steps or queries) for all; where a library lets one choose the
 random start it is the same, elsewhere drawn by the same rule. In each turn every attack runs once,
-and the best of the turns counts. On one thread, which is the default, the time is that of the
-processor, which other processes disturb less than that of the clock. Libraries that are not
-installed are named and left out. ``--before`` adds rows of another state of the package, whose
-``src`` folder it names.
+and the best of the turns counts. On one thread, which is the default, and without a GPU, the time
+is that of the processor, which other processes disturb less than that of the clock. Libraries that
+are not installed are named and left out. ``--before`` adds rows of another state of the package,
+whose ``src`` folder it names.
 """
 
 import argparse
@@ -252,14 +252,19 @@ WORK = {
 
 
 def seconds(run: Run) -> tuple[float, Tensor]:
-    """Return how long ``run`` takes, of the processor if there is one thread, and its images."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    """Return how long ``run`` takes, and its images."""
     with contextlib.redirect_stdout(io.StringIO()):
-        began = clock()
+        began = now()
         images = run()
-        if images.is_cuda:
-            clock, _ = time.perf_counter, torch.cuda.synchronize()
-        return clock() - began, images.detach()
+        return now() - began, images.detach()
+
+
+def now() -> float:
+    """Return the processor's time for one thread, else the clock's; a GPU has done what is due."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def compare(runs: dict[str, Run], turns: int) -> dict[str, tuple[float, Tensor]]:
@@ -381,7 +386,8 @@ def header() -> str:
         except ModuleNotFoundError:
             missing.append(distribution)
     threads = torch.get_num_threads()
-    clock = "of the processor" if threads == 1 else "of the clock"
+    alone = threads == 1 and not torch.cuda.is_available()
+    clock = "of the processor" if alone else "of the clock"
     lines = [f"{name} ({sets}), {threads} threads, seconds {clock}, torch {torch.__version__}",
              ", ".join(versions)]  # fmt: skip
     return "\n".join(lines + [f"Not installed, left out: {', '.join(missing)}"] * bool(missing))

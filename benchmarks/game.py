@@ -164,8 +164,8 @@ def rules(turns: int) -> None:
 
 def rule_runs(rule: Any, losses: Any, steps: int, games: int) -> dict[str, Run]:
     """Games by one of our rules, and its loop by hand; D takes so many steps a round."""
-    draw = minibatches(torch.randn(10_000, 2), size=128, noise=2)
-    networks = mlp(2, 64, 64, 1), mlp(2, 64, 64, 2)
+    draw = minibatches(torch.randn(10_000, 2, device=DEVICE), size=128, noise=2)
+    networks = mlp(2, 64, 64, 1).to(DEVICE), mlp(2, 64, 64, 2).to(DEVICE)
     players, by_hand = rule(*networks, **ADAM), losses(*networks)
 
     def loops(rounds: int) -> None:

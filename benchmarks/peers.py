@@ -82,7 +82,7 @@ def wasserstein_losses(D: nn.Module, G: nn.Module, penalty: float = 10.0) -> lis
 
     def d_loss(real: Tensor, noise: Tensor) -> Tensor:
         fake = G(noise).detach()
-        share = torch.rand(len(real), 1)
+        share = torch.rand(len(real), 1, device=real.device)
         slope = (slopes(D, share * real + (1 - share) * fake) + 1e-12).sqrt()
         return D(fake).mean() - D(real).mean() + penalty * (slope - 1).square().mean()
 

@@ -1,5 +1,6 @@
 """What the package takes of the machine when it is imported."""
 
+import os
 import platform
 
 import joblib
@@ -27,7 +28,7 @@ def test_threads_follow_what_is_free(
     two_threads, monkeypatch, processors, others, allowed, threads
 ):
     monkeypatch.setattr(machine, "busy", lambda: others)
-    monkeypatch.setattr(machine.os, "cpu_count", lambda: processors)
+    monkeypatch.setattr(machine, "_processors", lambda: range(processors))
     monkeypatch.setattr(joblib, "cpu_count", lambda: allowed)
     assert machine.settle() == torch.get_num_threads() == threads
 
@@ -38,22 +39,36 @@ def test_what_the_reader_has_set_stays(two_threads, monkeypatch):
     assert machine.settle() == torch.get_num_threads() == 2
 
 
-def test_others_are_counted_from_what_the_processors_did(tmp_path, monkeypatch):
+def test_others_are_counted_from_what_our_processors_did(tmp_path, monkeypatch):
+    """Those of others may be idle, or busy: they are none of ours."""
     place = tmp_path / "stat"
     monkeypatch.setattr(machine, "STATISTICS", place)
-    monkeypatch.setattr(machine.os, "cpu_count", lambda: 4)
-    place.write_text("cpu  100 0 50 900 7 0 3 0 0 0\ncpu0 1\n", "utf-8")
-    later = "cpu  118 0 51 919 8 0 3 1 0 0\ncpu0 1\n"  # of 40 ticks, 18 + 1 + 1 were work
+    monkeypatch.setattr(machine, "_processors", lambda: {1, 10})
+    whole, other = "cpu  {0} 0 0 0 0 0 0 0 0 0\n", "cpu0 {0} 0 0 0 0 0 0 0 0 0\n"
+    place.write_text((whole + other).format(1) + EARLIER, "utf-8")
+    later = (whole + other).format(9_999) + LATER  # of 40 ticks of ours, 18 + 1 + 1 were work
     monkeypatch.setattr(machine.time, "sleep", lambda _: place.write_text(later, "utf-8"))
-    assert machine.busy() == 4 * 20 / 40
+    assert machine.busy() == 2 * 20 / 40
 
 
-@pytest.mark.parametrize("text", [None, "nothing\n"])
+EARLIER = "cpu1  100 0 50 900 7 0 3 0 0 0\ncpu10 5 0 0 5 0 0 0 0 0 0\nintr 7\n"
+LATER = "cpu1  108 0 51 909 8 0 3 1 0 0\ncpu10 15 0 0 15 0 0 0 0 0 0\nintr 9\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux has it")
+def test_ours_are_those_of_the_affinity(python):
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    code += "from minimax import machine; print(len(machine._processors()))"
+    assert python(code).stdout == "1\n"
+
+
+@pytest.mark.parametrize("text", [None, "nothing\n", "cpu0 0 0 0 0 0 0 0 0\n", "cpu0 a b\n"])
 def test_where_nobody_counts_the_load_does(tmp_path, monkeypatch, text):
     place = tmp_path / "stat"
     if text:
         place.write_text(text, "utf-8")
     monkeypatch.setattr(machine, "STATISTICS", place)
+    monkeypatch.setattr(machine, "_processors", lambda: {0})
     monkeypatch.setattr(machine.os, "getloadavg", lambda: (1.5, 0.0, 0.0), raising=False)
     assert machine.busy() == 1.5
 

@@ -7,13 +7,14 @@ import ctypes
 import os
 import platform
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import joblib
 import torch
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # mallopt's names for them, in glibc's malloc.h
-STATISTICS = Path("/proc/stat")  # "cpu", then what all processors did so far, in ticks
+STATISTICS = Path("/proc/stat")  # "cpu7", then what that processor did so far, in ticks
 
 
 def settle() -> int:
@@ -27,32 +28,45 @@ def settle() -> int:
     now = torch.get_num_threads()
     if now == 1 or "OMP_NUM_THREADS" in os.environ:
         return now
-    free = max(1, round((os.cpu_count() or 1) - busy()))
+    free = max(1, round(len(_processors()) - busy()))
     threads = min(now, free, joblib.cpu_count())
     torch.set_num_threads(threads)
     return threads
 
 
 def busy(seconds: float = 0.1) -> float:
-    """Return how many processors others keep busy: for so many seconds, this process sleeps.
+    """Return how many processors others keep busy, of those that this process may run on.
 
-    Where Linux does not count, the load of the last minute; where nobody does, 0. Introduced in
-    *How to use this book*.
+    For so many seconds this process sleeps. Where Linux does not count, the load of the last
+    minute; where nobody does, 0. Introduced in *How to use this book*.
     """
     try:
         before = _ticks()
         time.sleep(seconds)
         busy, total = (now - then for now, then in zip(_ticks(), before, strict=True))
-        return (os.cpu_count() or 1) * busy / max(total, 1)
-    except (OSError, ValueError, IndexError):
+        return len(_processors()) * busy / total
+    except (OSError, ValueError, IndexError, ZeroDivisionError):
         return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
+def _processors() -> Collection[int]:
+    """Return the numbers of the processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return range(os.cpu_count() or 1)
+
+
 def _ticks() -> tuple[int, int]:
-    """Return the ticks in which processors worked, and all."""
-    line = STATISTICS.read_text("ascii").split("\n", 1)[0]
-    spent = [int(number) for number in line.split()[1:9]]  # what follows is counted already
-    return sum(spent) - spent[3] - spent[4], sum(spent)  # idle, and waiting for a disk
+    """Return the ticks in which our processors worked, and all of theirs."""
+    mine = {f"cpu{number}" for number in _processors()}
+    worked, total = 0, 0
+    for line in STATISTICS.read_text("ascii").splitlines():
+        name, *numbers = line.split()
+        if name in mine:
+            spent = [int(number) for number in numbers[:8]]  # what follows is counted already
+            total += sum(spent)
+            worked += sum(spent) - spent[3] - spent[4]  # idle, and waiting for a disk
+    return worked, total
 
 
 def keep_memory() -> None:

@@ -190,12 +190,12 @@ def minibatches(*data: Tensor | Dataset[Any], size: int, noise: int | None = Non
             batch = [part.to(device, non_blocking=device.type == "cuda") for part in batch]
         if noise is not None:
             batch.append(share(torch.randn(size, noise, generator=generator, device=device)))
-        if far:
-            ahead[generator] = None
         if far and guesses:  # what waits for the GPU waits in the reader's thread
             following = rows(torch.Generator(device).set_state(generator.get_state()))
             submitted = _reader(os.getpid()).submit(read, following, device)
             ahead[generator] = _when(generator), submitted
+        elif far:
+            ahead[generator] = None
         return tuple(batch)
 
     return draw
