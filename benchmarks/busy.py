@@ -1,11 +1,12 @@
 """What a busy machine costs: training beside processes that only spin, against its fair share.
 
-    python benchmarks/busy.py [--beside 0 2 4 8] [--turns 2] [--set NAME=VALUE ...]
+    python benchmarks/busy.py [--beside 0 2 4 8] [--turns 3] [--set NAME=VALUE ...] [--chapter NAME]
 
 Each run is a process of its own, with the package's settings; ``--set`` adds rows with other
 variables of the environment, in turns with it (``--set OMP_NUM_THREADS=2`` is what torch would take
-on two cores by itself). Beside n processes on c cores the fair share is c / (n + 1) cores, one at
-most of what ran on one thread.
+on two cores by itself). With ``--chapter`` it is a whole chapter at quick scale, imports included.
+Beside n processes on c cores the fair share is c / (n + 1) cores, one at most of what ran on one
+thread; 1 in the last column is the best of all rows alone.
 """
 
 import argparse
@@ -36,49 +37,65 @@ def game(rounds):
 game(3)
 began = time.perf_counter()
 game(60)
-print(time.perf_counter() - began)
+print(time.perf_counter() - began, torch.get_num_threads())
+"""
+
+CHAPTER = """
+from minimax.chapters import execute
+
+notebook, seconds, *_ = execute({chapter!r}, {{"MINIMAX_SCALE": "quick"}})
+print(seconds, "as set")
 """
 
 
-def seconds(settings: dict[str, str], beside: int) -> float:
-    """Return what the work takes beside so many processes that spin."""
+def run(work: str, settings: dict[str, str], beside: int) -> tuple[float, str]:
+    """Return what ``work`` takes beside so many processes that spin, and its threads."""
     spin = [sys.executable, "-c", "while True: pass"]
     others = [subprocess.Popen(spin) for _ in range(beside)]
     try:
         time.sleep(1)
         done = subprocess.run(
-            [sys.executable, "-c", WORK], env=os.environ | {"CI": "1"} | settings,
+            [sys.executable, "-c", work], env=os.environ | {"CI": "1"} | settings,
             capture_output=True, text=True, check=True,
         )  # fmt: skip
     finally:
         for other in others:
             other.kill()
             other.wait()
-    return float(done.stdout)
+    taken, threads = done.stdout.split(maxsplit=1)
+    return float(taken), threads.strip()
 
 
 def main() -> None:
-    """Measure and print the table."""
+    """Measure, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--beside", type=int, nargs="+", default=[0, 2, 4, 8])
-    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--set", nargs="+", default=[], help="NAME=VALUE, a row for each")
+    parser.add_argument("--chapter", help="a whole chapter, instead of the first's training")
     arguments = parser.parse_args()
+    work = CHAPTER.format(chapter=arguments.chapter) if arguments.chapter else WORK
     rows = {"the package": {}} | {text: dict([text.split("=")]) for text in arguments.set}
-    alone: dict[str, float] = {}
+    places = sorted({0, *arguments.beside})
+    found = {
+        (beside, name): [run(work, settings, beside)]
+        for beside in places
+        for name, settings in rows.items()
+    }
+    for _ in range(arguments.turns - 1):
+        for (beside, name), runs in found.items():
+            runs.append(run(work, rows[name], beside))
+    best = {row: min(taken for taken, _ in runs) for row, runs in found.items()}
+    alone = min(best[0, name] for name in rows)
     cores = len(os.sched_getaffinity(0))
-    print("| beside | settings | seconds | to its own alone | to the fair share |")
-    print("|---|---|---|---|---|")
-    for beside in arguments.beside:
-        best = dict.fromkeys(rows, float("inf"))
-        for _ in range(arguments.turns):
-            for name, settings in rows.items():
-                best[name] = min(best[name], seconds(settings, beside))
-        for name, taken in best.items():
-            alone.setdefault(name, taken)
-            fair = min(alone.values()) * max(1, (beside + 1) / cores)
-            print(f"| {beside} | {name} | {taken:.2f} | {taken / alone[name]:.2f} "
-                  f"| {taken / fair:.2f} |", flush=True)  # fmt: skip
+    print("| beside | settings | threads | seconds, from … to | to its own alone "
+          "| to the fair share |\n|---|---|---|---|---|---|")  # fmt: skip
+    for (beside, name), runs in found.items():
+        taken, threads = best[beside, name], ", ".join(sorted({threads for _, threads in runs}))
+        worst = max(seconds for seconds, _ in runs)
+        fair = alone * max(1, (beside + 1) / cores)
+        print(f"| {beside} | {name} | {threads} | {taken:.2f} … {worst:.2f} "
+              f"| {taken / best[0, name]:.2f} | {taken / fair:.2f} |")  # fmt: skip
 
 
 if __name__ == "__main__":

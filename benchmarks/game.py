@@ -255,6 +255,7 @@ def overhead(turns: int) -> None:
         runs = {
             "the loop by hand": timed(by_hand),
             "play": played(players, draw),
+            "play, graph": played(players, draw, graph=True),
         }
         title = f"One game, batch {batch}, two layers of {hidden} units"
         show(title, best_of(turns, runs, rounds=200), ["the loop by hand"])
