@@ -10,6 +10,8 @@ import inspect
 import pkgutil
 import re
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -617,6 +619,24 @@ def test_data_elsewhere_come_to_the_game(gpu):
         batches, generator = minibatches(images, size=5, noise=2), bench.generator()
         for _ in range(3):  # from the second on, they were read ahead
             assert {part.device for part in batches(generator)} == {CUDA}
+
+
+def test_while_a_game_is_played_its_gpu_is_the_current_one(gpu, monkeypatch):
+    """Else a network on the second GPU is computed there, and its graph captured on the first."""
+    current, seen = [None], []
+
+    @contextmanager
+    def device(which):
+        current.append(which)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    bench = Bench("cuda", "cuda")
+    d, g = gans.non_saturating(bench.D, bench.G)
+    loss = lambda *batch: (seen.append(current[-1]), d.loss(*batch))[1]  # noqa: E731
+    play([replace(d, loss=loss), g], points(bench), rounds=2)
+    assert seen == [CUDA, CUDA] and current == [None]
 
 
 def test_a_cell_is_played_on_the_gpu_wherever_it_is_sent(gpu, monkeypatch, tmp_path):
