@@ -24,6 +24,7 @@ from minimax.game import (
     engine,
     minibatches,
     play,
+    products,
     reinitialise,
     seed_of,
 )
@@ -387,24 +388,43 @@ def test_channels_last_changes_nothing_and_bf16_little(monkeypatch):
 def game_of(name):
     """Players and batches: between them, all that an operation can do to a loss."""
     if name == "images":  # batch normalisation and dropout, in training
-        G = nn.Sequential(nn.Linear(3, 256), nn.Unflatten(1, (1, 16, 16)), nn.BatchNorm2d(1))
-        D = nn.Sequential(nn.Conv2d(1, 4, 4, 4), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten())
+        # whatever only shifts what is normalised afterwards would be blown up: see networks
+        pixels, norm = nn.Unflatten(1, (1, 16, 16)), nn.BatchNorm2d(1, affine=False)
+        G = nn.Sequential(nn.Linear(3, 256), pixels, norm)
+        kernels = nn.Conv2d(1, 4, 4, 4, bias=False)
+        D = nn.Sequential(kernels, nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten())
         D.append(nn.Linear(64, 1))
         data = torch.rand(60, 1, 16, 16, generator=torch.Generator().manual_seed(0))
         return non_saturating(D, G, lr=1e-2), minibatches(data, size=8, noise=3)
     D, G = networks()
     if name == "strides":  # with copies, the slopes of Softplus lie otherwise than in the trace
-        bent = [nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Softplus()]
-        G = nn.Sequential(*bent, nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Softplus(), nn.Linear(8, 2))
+        first, second = (nn.Linear(inputs, 8, bias=False) for inputs in (3, 8))
+        bent = [nn.BatchNorm1d(8), nn.Softplus()]
+        G = nn.Sequential(first, *bent, second, nn.BatchNorm1d(8), nn.Softplus(), nn.Linear(8, 2))
         return non_saturating(D, G, lr=1e-2), BATCHES
     rules = {"plain": non_saturating, "slopes": relativistic, "shares drawn": wasserstein}
     options = {"lr": 1e-2, "clip": 0.5, "average": 0.9, "d": {"turns": 2}}
     return rules[name](D, G, **options), BATCHES
 
 
+@pytest.fixture(params=[products.LARGE, 0], ids=["", "all products large"])
+def faster(request, monkeypatch):
+    """The products that oneDNN computes: none in networks so small, or all."""
+    found, use = [], products.use_faster
+
+    def watched(program):
+        use(program)
+        found.extend(n for n in program.graph.nodes if n.target is products.ops.product.default)
+
+    monkeypatch.setattr(products, "LARGE", request.param)
+    monkeypatch.setattr(capture, "use_faster", watched)
+    yield found
+    assert bool(found) == (request.param == 0)
+
+
 @pytest.mark.parametrize("copies", [None, 3])
 @pytest.mark.parametrize("name", ["plain", "slopes", "shares drawn", "images", "strides"])
-def test_a_traced_game_is_the_same_game(name, copies):
+def test_a_traced_game_is_the_same_game(name, copies, faster):
     found = []
     for graph in (False, True):
         torch.manual_seed(0)
@@ -421,7 +441,7 @@ def test_a_traced_game_is_the_same_game(name, copies):
 @pytest.mark.parametrize(
     ("name", "copies"), [("plain", 3), ("shares drawn", None), ("images", None)]
 )
-def test_a_compiled_game_is_the_same_game(name, copies):
+def test_a_compiled_game_is_the_same_game(name, copies, faster):
     found = []
     for compile in (False, True):
         torch.manual_seed(0)

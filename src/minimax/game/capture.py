@@ -9,6 +9,7 @@ from torch.fx import GraphModule
 
 from minimax.game.arena import State
 from minimax.game.player import Batch
+from minimax.game.products import use_faster
 from minimax.game.side import Gradients, Side
 
 Program = Callable[..., tuple[Tensor, ...]]  # of weights and a batch: the loss, its gradient
@@ -63,6 +64,7 @@ class Traced:
         for node in program.graph.nodes:  # a tensor without numbers may lie in memory otherwise
             if node.target is aten.view.default:
                 node.target = aten.reshape.default
+        use_faster(program)
         program.recompile()
         return self._compiled(program, inputs) if self.compile else program.forward
 

@@ -6,7 +6,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypedDict
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, distributed, nn
@@ -19,6 +18,10 @@ Batch = tuple[Tensor, ...]
 Batches = Callable[[torch.Generator], Batch]
 When = tuple[int, bytes]
 Read = Future[list[Tensor]]
+
+GENERATORS = (
+    64  # for which a batch each is read ahead; before torch 2.12 none can be told to be gone
+)
 
 
 @dataclass
@@ -162,7 +165,7 @@ def minibatches(*data: Tensor | Dataset[Any], size: int, noise: int | None = Non
         refuse("data", Words("missing"), "given, or noise has to be")
 
     # of each generator: when it was left, and what it would draw then; nothing after a wrong guess
-    ahead: WeakKeyDictionary[torch.Generator, tuple[When, Read] | None] = WeakKeyDictionary()
+    ahead: dict[int, tuple[When, Read] | None] = {}
 
     def rows(generator: torch.Generator) -> Tensor:
         device = generator.device
@@ -179,9 +182,9 @@ def minibatches(*data: Tensor | Dataset[Any], size: int, noise: int | None = Non
         device, batch = generator.device, []
         far = any(not isinstance(x, Tensor) or x.device.type != device.type for x in data)
         if data:
-            guess = ahead.get(generator)
+            guess = ahead.get(id(generator))
             right = guess is not None and guess[0] == _when(generator)
-            guesses = right or generator not in ahead  # after a wrong one, others draw in between
+            guesses = right or id(generator) not in ahead  # else others draw in between
             drawn = rows(generator)
             if guess and right:
                 batch = guess[1].result()
@@ -193,9 +196,11 @@ def minibatches(*data: Tensor | Dataset[Any], size: int, noise: int | None = Non
         if far and guesses:  # what waits for the GPU waits in the reader's thread
             following = rows(torch.Generator(device).set_state(generator.get_state()))
             submitted = _reader(os.getpid()).submit(read, following, device)
-            ahead[generator] = _when(generator), submitted
+            ahead[id(generator)] = _when(generator), submitted
+            if len(ahead) > GENERATORS:  # the oldest has long been forgotten
+                ahead.pop(next(iter(ahead)))
         elif far:
-            ahead[generator] = None
+            ahead[id(generator)] = None
         return tuple(batch)
 
     return draw
