@@ -34,7 +34,10 @@ if not hasattr(ops, "product"):  # the package may be loaded twice
 
 
 def use_faster(program: GraphModule) -> None:
-    """Let the large products in ``program``, in 32 bits on a CPU, be computed so."""
+    """Let the large products in ``program``, in 32 bits on a CPU, be computed so.
+
+    Introduced in *The minimax game*.
+    """
     kinds = {aten.mm.default, aten.bmm.default, aten.addmm.default}
     on = torch.backends.mkldnn.is_available()
     for node in program.graph.nodes:
