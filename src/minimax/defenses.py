@@ -1,7 +1,7 @@
 """What a classifier minimises that expects an adversary, and what it can prove afterwards.
 
 Images are float tensors in [0, 1]; ε is in the same pixel units. The players are ready for
-``play``, with copies or without. Introduced in the chapter *Defenses*.
+``play``, with copies or without. Introduced in the chapters *Defenses* and *Evaluating defenses*.
 
 Floor 3; called by the book, robust.
 """
@@ -206,7 +206,7 @@ def virtual_adversarial_training(
 class Bounds(NamedTuple):
     """The ``lower`` and ``upper`` bounds of the logits, each (N, classes).
 
-    Introduced in *Defenses*.
+    Introduced in *Evaluating defenses*.
     """
 
     lower: Tensor
@@ -235,7 +235,8 @@ def interval_bounds(network: nn.Module, x: Tensor, epsilon: float) -> Bounds:
     through |W|; what is monotone maps the ends. ``network`` has linear and convolutional layers,
     ReLU and Flatten; a gradient passes through, so a player can minimise a loss of the bounds.
     Where ``argmax`` of ``worst(y)`` is ``y``, no image of the ball (N, …) around ``x`` is misread.
-    Raises ValueError for arguments out of range and for other layers. Introduced in *Defenses*.
+    Raises ValueError for arguments out of range and for other layers. Introduced in *Evaluating
+    defenses*.
     """
     check_model(network, "network")
     if x.device.type == "cpu":  # a GPU would wait, in a player's loss
@@ -261,7 +262,7 @@ def interval_bounds(network: nn.Module, x: Tensor, epsilon: float) -> Bounds:
 class Certified(NamedTuple):
     """``labels`` (N,), −1 where the smoothed classifier abstains, and L2 ``radii`` (N,) in pixels.
 
-    Introduced in *Defenses*.
+    Introduced in *Evaluating defenses*.
     """
 
     labels: Tensor
@@ -287,7 +288,7 @@ def certify(
     ``samples`` more bound its probability p from below (Clopper and Pearson, one-sided); the radius
     is ``sigma``·Φ⁻¹(p), wrong with probability at most ``alpha`` for each image (N, …) of ``x``. It
     abstains where p ≤ ½. Raises ValueError for arguments out of range, and for a model that does
-    not return finite logits. Introduced in *Defenses*.
+    not return finite logits. Introduced in *Evaluating defenses*.
     """
     check_model(model)
     check_pixels("x", x)

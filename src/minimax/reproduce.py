@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     fast = "Train networks of Defenses by single steps, as Wong et al. do, and record how they do."
     one = kind("fast", fast, lambda arguments: robust.record_fast_mnist(arguments.seeds))
     one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-    hard = "Attack the robust network of Defenses and an ordinary one, and record what is left."
+    hard = "Attack that network and an ordinary one, for Evaluating defenses; record what is left."
     kind("attacks", hard, lambda arguments: robust.record_attacks())
     seen = "Attack the photographs with the pretrained network and record what it then says."
     kind("photographs", seen, lambda arguments: photographs.record_squeezenet())

@@ -1,4 +1,4 @@
-"""The adversarially trained networks of *Defenses*, which a paper-scale run takes as recorded.
+"""The robust networks of *Defenses* and *Evaluating defenses*, which a paper-scale run takes.
 
 Floor 4; called by listing, reproduce.
 """
@@ -39,7 +39,7 @@ STARTS: dict[str, dict[str, Any]] = {
     "the ball, clipped": {"random_start": True, "clip_start": True},
     "the ball": {"random_start": True},
 }
-ATTACKED = "defenses/attacked"
+ATTACKED = "evaluating_defenses/attacked"
 ATTACK_SETTINGS: dict[str, Any] = {
     "epsilon": 0.3, "queries": [200, 1000, 5000], "radii": [0.5, 1.0, 1.5, 2.0, 2.5, 3.0],
     "steps": 50, "noise": 0.2, "views": 4, "walks": 5000,
@@ -169,7 +169,7 @@ def record_attacks(images: int = 500, walked: int = 200) -> None:
     The first ``images`` of the test set in L∞: PGD, Square with more and more queries, the whole
     ensemble. The first ``walked`` in L2, against several radii: PGD, PGD through noise, whose
     gradient is that of an average, and HopSkipJump from the nearest training image of another
-    class. Introduced in *Defenses*.
+    class. Introduced in *Evaluating defenses*.
     """
     s, train, test = ATTACK_SETTINGS, load("mnist"), load("mnist", split="test")
     ordinary, robust = strided_network(), strided_network()

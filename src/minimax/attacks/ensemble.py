@@ -1,7 +1,7 @@
 """An ensemble of attacks that needs no tuning: APGD with two losses, FAB, then random squares.
 
 Images are float tensors in [0, 1] of shape (N, channels, H, W); ε is in the same pixel units.
-Introduced in the chapter *Defenses*.
+Introduced in the chapter *Evaluating defenses*.
 """
 
 import math
@@ -49,7 +49,7 @@ def dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
     Croce and Hein (2020), equation 7: −(z_y − z_t) / (z₁ − (z₃ + z₄)/2), the z with numbers being
     the largest logits in their order. Raises ValueError below four classes. Introduced in
-    *Defenses*.
+    *Evaluating defenses*.
     """
     if logits.shape[1] < DLR_CLASSES:
         got = Words(f"returning {logits.shape[1]} classes")
@@ -90,7 +90,7 @@ def apgd(
     "dlr", which needs a class ``target`` (N,) to move to. ``x`` is (N, …) and ``y`` (N,); the
     result has the shape of ``x``, or (E, N, …) for a sequence of E values of ε. An image stops once
     it is misclassified; one that never is comes back with the highest loss that was found. Raises
-    ValueError for arguments out of range. Introduced in *Defenses*.
+    ValueError for arguments out of range. Introduced in *Evaluating defenses*.
     """
     y, radius = check_images(x, y), check_number("epsilon", epsilon)
     check_choice("loss", loss, tuple(LOSSES))
@@ -222,7 +222,7 @@ def fab(
     point, drawn towards the plane's point nearest to ``x``; once misclassified, it goes back a
     tenth of the way. No ε is given. ``x`` is (N, …), ``y`` (N,) the true classes; an image for
     which nothing is found comes back unchanged. Raises ValueError for arguments out of range.
-    Introduced in *Defenses*.
+    Introduced in *Evaluating defenses*.
     """
     y, target = check_images(x, y), check_labels("target", target, len(x))
     steps, batch_size = check_count("steps", steps), check_batch_size(batch_size, x)
@@ -298,7 +298,8 @@ def _to_plane(point: Tensor, w: Tensor, plane: Tensor) -> Tensor:
 class Ensemble(NamedTuple):
     """The ``images`` (N, …), the accuracy on them ``after`` each attack in turn, what is left out.
 
-    ``left_out`` says what AutoAttack does and this run did not. Introduced in *Defenses*.
+    ``left_out`` says what AutoAttack does and this run did not. Introduced in *Evaluating
+    defenses*.
     """
 
     images: Tensor
@@ -327,7 +328,7 @@ def auto_attack(
     9 targets, 5,000 ``queries`` of Square. The loss DLR needs four classes: with fewer that part is
     left out, as its line in ``after`` says too. ``x`` is (N, channels, H, W), ``y`` (N,); for a
     sequence of E values of ε the images are (E, N, …), the others lists. Raises ValueError for
-    arguments out of range. Introduced in *Defenses*.
+    arguments out of range. Introduced in *Evaluating defenses*.
     """
     y, radius = check_images(x, y), check_number("epsilon", epsilon)
     steps, batch_size = check_count("steps", steps), check_batch_size(batch_size, x)

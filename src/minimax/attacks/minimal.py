@@ -1,7 +1,7 @@
 """Attacks that look for the smallest perturbation: L-BFGS, Carlini–Wagner, DeepFool, and JSMA.
 
-Images are float tensors in [0, 1] of shape (N, …). Introduced in *Adversarial examples* and
-*Defenses*.
+Images are float tensors in [0, 1] of shape (N, …). Introduced in *Adversarial examples*,
+*Defenses* and *Evaluating defenses*.
 """
 
 import numpy as np
@@ -201,7 +201,7 @@ def deepfool(
     things are not in the paper: each point is clipped to [0, 1], and each step is 10⁻⁴ longer, as
     in the authors' code, so that it leaves a tie. ``x`` is (N, …), ``y`` (N,) the true classes; an
     image for which the attack fails comes back unchanged, as does one that is misread as it is.
-    Raises ValueError for arguments out of range. Introduced in *Defenses*.
+    Raises ValueError for arguments out of range. Introduced in *Evaluating defenses*.
     """
     y = check_images(x, y)
     check_choice("norm", norm, ("l2", "linf"))
