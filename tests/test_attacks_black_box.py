@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from minimax.attacks import fgsm
+from minimax import recorded
+from minimax.attacks import fgsm, substitutes
 from minimax.attacks.black_box import _normal, hop_skip_jump, square, train_substitute
+from minimax.data import load
 from minimax.evaluation import predict_proba
 from minimax.networks import mlp
 
@@ -81,6 +83,43 @@ def test_reservoir_sampling_bounds_the_queries(oracle, digits):
         oracle, substitute_network(), digits[0][:50], augmentations=5, reservoir=(2, 30), epochs=1
     )
     assert len(asked.images) == oracle.asked == 50 * 4 + 3 * 30
+
+
+def test_the_grid_records_each_pair_once_with_its_controls(monkeypatch, tmp_path):
+    """MNIST is not at hand everywhere: its digits are scikit-learn's here."""
+    few = {"seeds": 60, "augmentations": 2, "reservoir": (1, 50), "every": 3}
+    for name, value in {
+        "_mnist": lambda split: load("digits", split=split, size=28),
+        "SEEDS": range(2),
+        "SERVERS": {"MLP": ("MLP", 150)},
+        "PAIRS": [("MLP", "MLP")],
+        "SETTINGS": substitutes.SETTINGS | few,
+    }.items():
+        monkeypatch.setattr(substitutes, name, value)
+    monkeypatch.setattr(recorded, "FOLDER", tmp_path)
+    substitutes._served.cache_clear()
+    substitutes.record_substitutes()
+    row = recorded.run(substitutes.RECORD)["MLP | MLP"]
+    measured = row["measured"]
+    assert row["labels"] == [60, 120, 170] and row["seeds"] == [0, 1]
+    assert [course[-1] for course in row["course"]] == measured["FGSM, ε = 0.3"]
+    assert all(len(course) == 3 for course in row["course"])
+    assert min(measured["server right"]) > 0.8 and min(measured["agreement"]) > 0.6
+    for attack in ("FGSM", "momentum", "noise"):
+        by_size = [measured[f"{attack}, ε = {epsilon}"] for epsilon in substitutes.EPSILONS]
+        assert sum(by_size[0]) < sum(by_size[-1])
+    for attack in ("FGSM", "momentum"):
+        both = zip(measured[f"{attack}, ε = 0.3"], measured["noise, ε = 0.3"], strict=True)
+        assert all(fooled > by_noise + 0.2 for fooled, by_noise in both)
+    assert substitutes.steal("MLP", "MLP", 0)["measured"]["agreement"] == measured["agreement"][0]
+    monkeypatch.setattr(substitutes, "steal", None)
+    substitutes.record_substitutes()  # the pair is there
+
+
+@pytest.mark.parametrize("kernel", [2, 5])
+def test_a_convolutional_network_takes_digits(kernel):
+    made = substitutes.convolutional(kernel, 9, channels=(3, 4))
+    assert made(torch.rand(2, 1, 28, 28)).shape == (2, 10)
 
 
 def test_square_stays_in_the_ball_counts_its_queries_and_beats_noise(network, digits):

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from minimax import recorded
 from minimax.attacks import ensemble, pgd
 from minimax.attacks.black_box import hop_skip_jump, square
-from minimax.attacks.ensemble import Ensemble, apgd, auto_attack, dlr
+from minimax.attacks.ensemble import Ensemble, apgd, auto_attack, dlr, fab
 from minimax.data import load
 from minimax.defenses import adversarial_training
 from minimax.evaluation import accuracy, predict_proba
@@ -130,7 +130,9 @@ def test_below_four_classes_the_ensemble_leaves_dlr_out_and_says_so(classes):
     x = torch.rand(6, 1, 8, 8)
     y = predict_proba(model, x).argmax(1)
     found = auto_attack(model, x, y, 1e-3, steps=5, queries=20)
-    assert list(found.after.values()) == [1.0] * 4
+    assert list(found.after.values()) == [1.0] * 5
+    assert found.left_out == ["steps: 5 of 100", "queries: 20 of 5000",
+                              "DLR: fewer than four classes"]  # fmt: skip
     assert "APGD, targeted DLR: left out, fewer than four classes" in found.after
     with pytest.raises(ValueError, match=f"model is returning {classes} classes"):
         apgd(model, x, y, 0.1, loss="dlr", target=(y + 1) % classes)
@@ -167,7 +169,7 @@ def test_ensemble_reports_falling_accuracies_and_its_images_bear_them_out(networ
 def test_with_epsilon_zero_nothing_falls(network, digits):
     x, y = digits.x[:50], digits.y[:50]
     found = auto_attack(network, x, y, 0.0, steps=3, targets=1, queries=3)
-    assert list(found.after.values()) == pytest.approx([accuracy(network, x, y)] * 4)
+    assert list(found.after.values()) == pytest.approx([accuracy(network, x, y)] * 5)
 
 
 def test_agrees_with_the_public_ensemble(network, digits):
@@ -175,10 +177,95 @@ def test_agrees_with_the_public_ensemble(network, digits):
     public = pytest.importorskip("pyautoattack")
     x, y = digits.x[:200], digits.y[:200]
     ours = auto_attack(network, x, y, EPSILON, queries=500).after["Square"]
-    attack = public.AutoAttack(network, eps=EPSILON, seed=0, attacks=["apgd-ce", "apgd-t"],
-                               version="custom")  # fmt: skip
+    attack = public.AutoAttack(network, eps=EPSILON, seed=0, version="custom",
+                               attacks=["apgd-ce", "apgd-t", "fab-t"])  # fmt: skip
     theirs = accuracy(network, attack.run_standard_evaluation(x, y, batch_size=len(x))[0], y)
     assert 0.1 < theirs < 0.9 and abs(ours - theirs) <= 0.01
+
+
+def written_out_fab(model, x, y, target, steps):
+    """Croce and Hein (2020), algorithm 1, for one image of a model without a batch."""
+
+    def to_plane(z, w, lead):
+        """Bisect how far all pixels go until the plane is reached, or no pixel can go on."""
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            moved = (z - middle * math.copysign(1, lead) * w.sign()).clamp(0, 1)
+            reached = (lead + (w * (moved - z)).sum()) * lead <= 0
+            low, high = (low, middle) if reached else (middle, high)
+        return (z - high * math.copysign(1, lead) * w.sign()).clamp(0, 1) - z
+
+    best, distance, z = x, math.inf, x
+    for _ in range(steps):
+        z = z.detach().requires_grad_()
+        logits = model(z[None])[0]
+        lead = logits[y] - logits[target]
+        (w,) = torch.autograd.grad(lead, z)
+        z, lead = z.detach(), lead.item()
+        one, two = to_plane(z, w, lead), to_plane(x, w, lead + (w * (x - z)).sum().item())
+        a, b = one.abs().max().item(), two.abs().max().item()
+        share = min(a / (a + b), 0.1)
+        z = ((1 - share) * (z + 1.05 * one) + share * (x + 1.05 * two)).clamp(0, 1)
+        if model(z[None])[0].argmax() != y:
+            if (z - x).abs().max() < distance:
+                best, distance = z, (z - x).abs().max()
+            z = 0.1 * x + 0.9 * z
+    return best
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_fab_is_the_papers_algorithm_written_out(seed):
+    torch.manual_seed(seed)
+    model = mlp(12, 24, 24, 5, activation=nn.Tanh).double()
+    for layer in model[::2]:
+        nn.init.normal_(layer.weight, std=0.7)  # crooked, so that a plane is not the border
+    x = torch.rand(3, 12).double().round(decimals=1)  # some pixels have no room on one side
+    y = model(x).argmax(1)
+    target = (y + 1) % 5
+    found = fab(model, x, y, target, steps=25)
+    by_hand = torch.stack(
+        [written_out_fab(model, *one, 25) for one in zip(x, y, target, strict=True)]
+    )
+    assert (found - by_hand).abs().max() < 1e-6 and (found != x).any()
+
+
+def test_fab_finds_the_nearest_border_of_a_linear_classifier():
+    """The smallest ε at which all pixels together, those with room, reach the border."""
+    torch.manual_seed(0)
+    model, x = mlp(30, 2).double(), torch.rand(20, 30).double()
+    y = model(x).argmax(1)
+    w, gap = model[0].weight.detach(), model(x).detach()
+    w, gap = w[y] - w[1 - y], (gap.gather(1, y[:, None]) - gap.gather(1, 1 - y[:, None]))[:, 0]
+    low, high = torch.zeros(20).double(), torch.ones(20).double()
+    for _ in range(60):
+        middle = (low + high) / 2
+        moved = (x - middle[:, None] * w.sign()).clamp(0, 1)
+        reached = (w * (x - moved)).sum(1) >= gap
+        low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
+    found = fab(model, x, y, 1 - y, steps=100)
+    size = (found - x).abs().amax(1)
+    assert (model(found).argmax(1) != y).all()
+    assert (size >= high - 1e-9).all() and (size <= 1.02 * high + 1e-9).all()
+
+
+def test_the_ensemble_takes_of_fab_what_lies_in_the_ball(network, digits, monkeypatch):
+    x, y = digits.x[:100], digits.y[:100]
+    weak = {"steps": 10, "queries": 0, "targets": 9}
+    after = auto_attack(network, x, y, EPSILON, **weak)
+    with_fab = after.after["FAB, targeted"]
+    assert after.left_out == ["steps: 10 of 100", "queries: 0 of 5000"]
+    monkeypatch.setattr(ensemble, "apgd", lambda model, x, *args, **options: x)
+    alone = auto_attack(network, x, y, EPSILON, **weak)
+    assert with_fab <= alone.after["FAB, targeted"] < alone.after["APGD, targeted DLR"]
+    wrong = predict_proba(network, x).scatter(1, y[:, None], -1).argsort(1, descending=True)
+    least = torch.full((100,), torch.inf)
+    for k in range(9):
+        size = (fab(network, x, y, wrong[:, k], steps=10) - x).flatten(1).abs().amax(1)
+        least = torch.where((size > 0) & (size < least), size, least)
+    right = predict_proba(network, x).argmax(1) == y
+    left = (right & (least > EPSILON)).float().mean().item()
+    assert alone.after["FAB, targeted"] == pytest.approx(left, abs=0.02)
 
 
 def test_pgd_leaves_the_robust_accuracy_that_foolbox_leaves(network, digits):
@@ -272,6 +359,10 @@ def test_a_target_that_is_no_other_class_is_named(network, digits):
     target[2] = y[2]
     with pytest.raises(ValueError, match="target is the label itself at image 2"):
         apgd(network, x, y, 0.1, loss="dlr", target=target)
+    with pytest.raises(ValueError, match="target is the label itself at image 2"):
+        fab(network, x, y, target)
+    with pytest.raises(ValueError, match="target is from 99 to 99"):
+        fab(network, x, y, torch.full((4,), 99))
     with pytest.raises(ValueError, match="target is from 99 to 99"):
         apgd(network, x, y, 0.1, loss="dlr", target=torch.full((4,), 99))
 
@@ -293,7 +384,7 @@ def test_the_ensemble_takes_networks_in_half_precision(kind):
     x = torch.rand(6, 1, 8, 8).to(kind)
     y = model(x).argmax(1)
     found = auto_attack(model, x, y, 0.25, steps=3, queries=5)
-    assert found.images.dtype == kind
+    assert found.images.dtype == fab(model, x, y, (y + 1) % 10, steps=2).dtype == kind
     assert (found.images - x).abs().max() <= 0.251
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from minimax.attacks import carlini_wagner, lbfgs
+from minimax.attacks import carlini_wagner, deepfool, jsma, lbfgs
 from minimax.evaluation import accuracy, predict_proba
 
 
@@ -138,15 +138,146 @@ def test_more_bisections_never_end_farther_away(network, correct):
     assert sizes[1] <= sizes[0] + 1e-4
 
 
-@pytest.mark.parametrize("attack", [lbfgs, carlini_wagner])
+# --- DeepFool ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_deepfool_walks_as_foolbox_does(network, correct, norm):
+    x, y = correct
+    attack = (
+        foolbox.attacks.L2DeepFoolAttack if norm == "l2" else foolbox.attacks.LinfDeepFoolAttack
+    )
+    model = foolbox.PyTorchModel(network, bounds=(0, 1))
+    raw, _, success = attack(loss="logits")(model, x, y, epsilons=None)
+    ours = deepfool(network, x, y, norm=norm)
+    assert success.all() and accuracy(network, ours, y) == 0
+    assert torch.allclose(ours, raw, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_deepfool_steps_onto_the_nearest_border_of_a_linear_classifier(norm):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(20, 5)).double()
+    x = torch.full((3, 20), 0.5).double()
+    x += 0.05 * torch.randn_like(x)
+    z, w = model(x).detach(), model[1].weight.detach()
+    y = z.argmax(1)
+    moved = deepfool(model, x, y, norm=norm)
+    far = (w[y][:, None] - w).norm(p=2 if norm == "l2" else 1, dim=2)
+    gap = z.gather(1, y[:, None]) - z
+    nearest = (gap / far).masked_fill(gap == 0, torch.inf).amin(1)
+    walked = (moved - x).norm(p=2 if norm == "l2" else torch.inf, dim=1)
+    assert torch.allclose(walked, 1.02 * (nearest + 1e-4))
+    assert (model(moved).argmax(1) != y).all()
+
+
+def test_deepfool_tries_only_the_likeliest_classes():
+    """The first class leads the second by little but along a flat slope, the third by more."""
+    model = nn.Linear(2, 3, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.1, 0.0], [0.0, 0.0], [0.0, -4.0]]))
+        model.bias = nn.Parameter(torch.tensor([-0.02, 0.0, 1.9]).double())
+    x, y = torch.full((1, 2), 0.5).double(), torch.tensor([0])
+    assert (deepfool(model, x, y) - x).abs()[0, 1] > 1e-3  # towards the third
+    moved = deepfool(model, x, y, targets=1)  # the second alone
+    assert model(moved).argmax(1) == 1 and moved[0, 1] == x[0, 1]
+
+
+def test_deepfool_leaves_what_is_misread_as_it_is(network, correct):
+    x, y = correct
+    assert torch.equal(deepfool(network, x, (y + 1) % 10), x)
+
+
+def test_more_steps_of_deepfool_fool_more(network, correct):
+    x, y = correct
+    one, many = (accuracy(network, deepfool(network, x, y, steps=n), y) for n in (1, 50))
+    assert many == 0 < one
+
+
+def test_the_size_of_a_batch_changes_nothing_of_deepfool(network, correct):
+    x, y = correct
+    assert torch.allclose(deepfool(network, x, y), deepfool(network, x, y, batch_size=7), atol=1e-5)
+
+
+# --- JSMA -------------------------------------------------------------------------------------
+
+
+def slow_jsma(model, x, target, pixels, outputs=lambda z: z):
+    """One image, all pairs one after another, all outputs one after another."""
+    x = x.clone()
+    for _ in range(pixels // 2):
+        if model(x[None]).argmax() == target:
+            return x
+        J = torch.autograd.functional.jacobian(lambda x: outputs(model(x[None])[0]), x).flatten(1)
+        best, most = None, 0.0
+        free = [p for p in range(x.numel()) if x.view(-1)[p] < 1]
+        for p in free:
+            for q in free:
+                a = (J[target, p] + J[target, q]).item()
+                b = sum((J[k, p] + J[k, q]).item() for k in range(len(J)) if k != target)
+                if p < q and a > 0 > b and -a * b > most:
+                    best, most = [p, q], -a * b
+        if best is None:
+            return x
+        x.view(-1)[best] = 1
+    return x
+
+
+@pytest.mark.parametrize("outputs", ["logits", "probabilities"])
+def test_jsma_turns_the_pairs_that_the_formula_names(outputs):
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 4)).double()
+    x = 0.8 * torch.rand(12, 1, 4, 4).double()
+    x[:, :, 0] = 1  # these are white already
+    target = model(x).argsort(1)[:, -2]
+    moved = jsma(model, x, target, pixels=6, outputs=outputs)
+    apply = (lambda z: z.softmax(0)) if outputs == "probabilities" else (lambda z: z)
+    wanted = torch.stack([slow_jsma(model, *one, 6, apply) for one in zip(x, target, strict=True)])
+    reached = predict_proba(model, wanted).argmax(1) == target
+    assert reached.any()
+    assert torch.equal(moved, torch.where(reached.view(-1, 1, 1, 1), wanted, x))
+
+
+def test_jsma_turns_few_pixels_and_only_to_white(network, correct):
+    x, y = correct
+    moved = jsma(network, x, (y + 1) % 10, pixels=20)
+    changed = moved != x
+    assert accuracy(network, moved, (y + 1) % 10) > 0.5
+    assert changed.flatten(1).sum(1).max() <= 20
+    assert (moved[changed] == 1).all()
+
+
+def test_by_probabilities_jsma_finds_nothing_where_they_are_saturated(network, correct):
+    x, target = correct[0][:10], (correct[1][:10] + 1) % 10
+
+    class Sure(nn.Module):
+        def forward(self, images):
+            return 1e4 * network(images)
+
+    assert torch.equal(jsma(Sure(), x, target, pixels=20, outputs="probabilities"), x)
+    by_logits = jsma(Sure(), x, target, pixels=20)
+    assert torch.equal(by_logits, jsma(network, x, target, pixels=20))
+    assert accuracy(network, by_logits, target) > 0
+
+
+def test_no_pair_of_pixels_counts_two_good_ones_that_are_white():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[4.0, 0.0, -0.1, -0.1], [0.0, 3.0, 1.0, 0.5]]))
+    x = torch.tensor([[1.0, 1.0, 0.5, 0.5]])
+    moved = jsma(model, x, torch.tensor([1]), pixels=4)
+    assert torch.equal(moved, torch.tensor([[1.0, 1.0, 1.0, 1.0]]))
+
+
+@pytest.mark.parametrize("attack", [lbfgs, carlini_wagner, deepfool, jsma])
 def test_an_image_that_cannot_be_turned_comes_back_unchanged(attack):
     class Always(nn.Module):
         def forward(self, x):
             return x.flatten(1).sum(1, keepdim=True) * 0 + torch.tensor([0.0, 5.0])
 
     x, y = torch.rand(2, 1, 4, 4), torch.tensor([1, 1])
-    wanted = torch.zeros(2, dtype=torch.long) if attack is lbfgs else y
-    options = {} if attack is lbfgs else {"steps": 10}
+    wanted = torch.zeros(2, dtype=torch.long) if attack in (lbfgs, jsma) else y
+    options = {lbfgs: {}, jsma: {"pixels": 4}}.get(attack, {"steps": 10})
     assert torch.equal(attack(Always(), x, wanted, **options), x)
 
 
@@ -162,9 +293,18 @@ def test_an_image_that_cannot_be_turned_comes_back_unchanged(attack):
         (carlini_wagner, {"steps": 0}, "steps is 0"),
         (carlini_wagner, {"lr": 0}, "lr is 0"),
         (carlini_wagner, {"c": float("nan")}, "c is nan"),
+        (deepfool, {"norm": "l1"}, "norm is 'l1'; it has to be one of 'l2', 'linf'"),
+        (deepfool, {"steps": 0}, "steps is 0"),
+        (deepfool, {"targets": 0}, "targets is 0"),
+        (deepfool, {"overshoot": -1}, "overshoot is -1"),
+        (deepfool, {"batch_size": 0}, "batch_size is 0"),
+        (deepfool, {"y": torch.tensor([99])}, "^y is from 99 to 99"),
+        (jsma, {"pixels": 1}, "pixels is 1; it has to be a whole number of at least 2"),
+        (jsma, {"outputs": "loss"}, "outputs is 'loss'"),
+        (jsma, {"target": torch.tensor([99])}, "^target is from 99 to 99"),
     ],
 )
 def test_bad_input_gets_one_clear_sentence(network, attack, options, message):
-    label = "target" if attack is lbfgs else "y"
+    label = "target" if attack in (lbfgs, jsma) else "y"
     with pytest.raises(ValueError, match=message):
         attack(network, torch.rand(1, 1, 8, 8), **({label: torch.tensor([0])} | options))

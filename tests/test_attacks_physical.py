@@ -6,12 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from minimax.attacks import pgd
+from minimax import recorded
+from minimax.attacks import pgd, photographs
 from minimax.attacks.physical import (
     PRINTABLE,
     PrintAndPhotograph,
     Sticker,
     Through,
+    as_printed,
+    basic_iterative,
     non_printability,
 )
 from minimax.data import load
@@ -127,6 +130,48 @@ def test_expectation_over_transformation_survives_a_transformation_better(networ
     assert wrong(robust).float().mean() >= wrong(plain).float().mean()
 
 
+@pytest.mark.parametrize(("levels", "steps"), [(8, 10), (16, 20), (2, 2), (0, 1)])
+def test_the_basic_iterative_method_takes_kurakins_steps(network, digits, levels, steps):
+    x, y = digits[0][:20], digits[1][:20]
+    for targeted in (False, True):
+        found = basic_iterative(network, x, (y + 1) % 10, levels, targeted=targeted, batch_size=7)
+        expected = pgd(network, x, (y + 1) % 10, levels / 255, steps=steps, step_size=1 / 255,
+                       random_start=False, targeted=targeted)  # fmt: skip
+        assert torch.equal(found, expected)
+    assert (found - x).abs().max() <= levels / 255 + 1e-6
+
+
+def test_the_camera_record_has_every_attack_once_for_each_seed(monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    data = load("signs", split="test", count=16, size=32)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8))
+    names = {
+        "squeezenet": lambda: (model, [], "of this test"),
+        "load": lambda name: data,
+        "SHOT_SEEDS": range(2),
+        "LEVELS": (4,),
+        "SHOTS": 2,
+    }
+    for name, value in names.items():
+        monkeypatch.setattr(photographs, name, value)
+    monkeypatch.setattr(recorded, "FOLDER", tmp_path)
+    photographs.record_camera()
+    rows = recorded.run(photographs.CAMERA)
+    attacks = "none fast basic|iterative least|likely noise basic|iterative,|expected"
+    assert list(rows) == ["seed 0", "seed 1"]
+    for row in rows.values():
+        kept = row["photographs"]
+        assert list(kept) == [f"{attack.replace('|', ' ')}, 4" for attack in attacks.split()]
+        assert kept["none, 4"][0] == (predict_proba(model, data.x).argmax(1) == data.y).tolist()
+        for right, seen in kept.values():
+            assert len(right) == len(seen) == 16 and set(seen) <= {0.0, 0.5, 1.0}
+        assert any(right != seen for right, seen in kept.values())  # the camera does something
+    first, second = (row["photographs"] for row in rows.values())
+    assert first["fast, 4"][0] == second["fast, 4"][0] and first != second
+    monkeypatch.setattr(photographs, "origin", None)
+    photographs.record_camera()  # the seeds are there
+
+
 def test_the_drawn_signs():
     train, test = load("signs", count=160), load("signs", split="test", count=80, size=32)
     assert train.x.shape == (160, 3, 48, 48)
@@ -177,13 +222,26 @@ def test_a_sticker_wants_signs_in_colour_and_of_its_size(shape):
         sticker(torch.rand(shape))
 
 
-def test_non_printability_is_zero_for_what_can_be_printed():
+def test_non_printability_is_the_distance_to_the_nearest_printable_colour():
     mask = torch.ones(2, 2)
     printable = PRINTABLE[5].view(3, 1, 1).expand(3, 2, 2)
     neon = torch.tensor([1.0, 0.0, 1.0]).view(3, 1, 1).expand(3, 2, 2)
-    assert non_printability(printable, mask) < 0.6 * non_printability(neon, mask)
-    by_hand = (neon[:, 0, 0] - PRINTABLE).norm(dim=1).log().mean().exp()
-    assert torch.allclose(non_printability(neon, mask), by_hand)
+    assert non_printability(printable, mask) == 0
+    assert non_printability(neon, mask).item() == pytest.approx(0.03**0.5)  # (.9, .1, .9)
+    two = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    grey = torch.full((3, 2, 2), 0.25)
+    assert non_printability(grey, mask, two).item() == pytest.approx(0.25 * 3**0.5)
+
+
+def test_what_is_printed_has_the_nearest_colour_in_each_pixel():
+    colours = torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    printed = as_printed(colours)
+    for row in range(4):
+        for column in range(5):
+            apart = (PRINTABLE - colours[:, row, column]).norm(dim=1)
+            assert torch.equal(printed[:, row, column], PRINTABLE[apart.argmin()])
+    assert torch.equal(as_printed(printed), printed)
+    assert non_printability(printed, torch.ones(4, 5)) == 0
 
 
 def test_non_printability_counts_the_pixels_under_the_mask_only():
@@ -203,6 +261,12 @@ def test_non_printability_counts_the_pixels_under_the_mask_only():
         (
             lambda: non_printability(torch.rand(3, 2, 2), torch.ones(2, 2), torch.rand(0, 3)),
             "printable is of shape",
+        ),
+        (lambda: as_printed(torch.rand(1, 2, 2)), "colours is of shape"),
+        (lambda: as_printed(torch.rand(3, 2, 2), torch.rand(4, 2)), "printable is of shape"),
+        (
+            lambda: basic_iterative(nn.Flatten(), torch.rand(1, 2), torch.zeros(1).long(), -1),
+            "levels is -1",
         ),
         (lambda: camera(noise=-1), "noise is -1"),
         (lambda: camera(blur=math.nan), "blur is nan"),

@@ -14,13 +14,14 @@ from minimax.data import load
 from minimax.defenses import (
     adversarial_training,
     certify,
+    interval_bounds,
     virtual_adversarial_loss,
     virtual_adversarial_training,
     worst_case,
 )
 from minimax.evaluation import accuracy
-from minimax.game import minibatches, play, reinitialise, seed_of
-from minimax.networks import mlp
+from minimax.game import Player, minibatches, play, reinitialise, seed_of
+from minimax.networks import mlp, strided_network
 
 
 def total(network, y):
@@ -58,6 +59,24 @@ def test_a_random_start_lies_on_both_sides_and_anywhere_in_the_ball():
     assert torch.equal(worst_case(lambda images: 0 * images.sum(), x, 0.2), x)
 
 
+@pytest.mark.parametrize("clip", [False, True])
+def test_a_start_may_leave_the_pixels_until_the_first_step(clip):
+    """Wong et al. (2020) don't clip it; clipped, half of the black pixels start as they are."""
+    x, seen = torch.cat([torch.zeros(5_000), torch.ones(5_000)]), []
+
+    def loss(images):
+        seen.append(images.detach().clone())
+        return images.sum()
+
+    options = {"steps": 2, "step_size": 0.01, "random_start": True, "clip_start": clip}
+    moved = worst_case(loss, x, 0.2, **options)
+    black, white = seen[0].split(5_000)
+    assert (black.min() < -0.19, white.max() > 1.19) == (not clip, not clip)
+    assert (black <= 0).float().mean().item() == pytest.approx(0.5, abs=0.05)
+    for images in (seen[1], moved):
+        assert images.min() >= 0 and images.max() <= 1
+
+
 def test_one_step_from_a_random_start_is_as_long_as_the_radius():
     """So one from the lower edge of the ball ends in its middle."""
     x = torch.full((10_000,), 0.5)
@@ -90,7 +109,9 @@ def test_long_steps_end_on_the_ball_and_inside_the_pixels():
 
 @pytest.mark.parametrize("mix", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize(
-    "inner", [{}, {"steps": 3, "step_size": 0.07, "random_start": True}], ids=["one step", "three"]
+    "inner",
+    [{}, {"steps": 3, "step_size": 0.07, "random_start": True, "clip_start": True}],
+    ids=["one step", "three"],
 )
 def test_adversarial_training_minimises_its_equation(mix, inner):
     """Goodfellow et al. (2015), section 6: α·ℓ(x, y) + (1 − α)·ℓ(x + δ, y); in the end δ alone."""
@@ -244,6 +265,72 @@ def test_the_worst_images_of_a_network_in_training_are_normalised_by_their_batch
     moved, expected = (worst_case(total(n, y), x, 0.1, steps=3) for n in (network, twin))
     assert torch.equal(moved, expected)
     assert not torch.equal(moved, worst_case(total(network.eval(), y), x, 0.1, steps=3))
+
+
+def test_bounds_of_a_linear_classifier_are_reached():
+    """There no interval is too wide: the worst image has each pixel at an end of its interval."""
+    torch.manual_seed(0)
+    network, x = mlp(6, 3), torch.rand(20, 6)
+    lower, upper = interval_bounds(network, x, 0.3)
+    ends = (x - 0.3).clamp(0, 1), (x + 0.3).clamp(0, 1)
+    for k, w in enumerate(network[0].weight):
+        low, high = (torch.where(w > 0, a, b) for a, b in (ends, ends[::-1]))
+        torch.testing.assert_close(lower[:, k], network(low)[:, k])
+        torch.testing.assert_close(upper[:, k], network(high)[:, k])
+
+
+def test_no_image_of_the_ball_leaves_the_bounds_and_without_a_ball_they_are_the_logits():
+    torch.manual_seed(0)
+    network, x = strided_network(), torch.rand(4, 1, 28, 28)
+    y = torch.tensor([3, 1, 4, 1])
+    bounds = interval_bounds(network, x, 0.01)
+    for _ in range(20):
+        logits = network((x + 0.01 * torch.randn_like(x).sign()).clamp(0, 1))
+        assert (bounds.lower <= logits + 1e-6).all() and (logits <= bounds.upper + 1e-6).all()
+    with torch.no_grad():
+        attacked = network(fgsm(network, x, y, 0.01))
+    loss = cross_entropy(bounds.worst(y), y)
+    assert cross_entropy(attacked, y) <= loss
+    loss.backward()
+    assert all(weight.grad.isfinite().all() for weight in network.parameters())
+    point = interval_bounds(network, x, 0.0)
+    torch.testing.assert_close(point.lower, point.upper)
+    torch.testing.assert_close(point.lower, network(x))
+
+
+def test_bounds_are_those_of_the_paper_written_out():
+    """Gowal et al. (2018), equation 6, for two layers with ReLU between them."""
+    torch.manual_seed(0)
+    first, second = nn.Linear(5, 7), nn.Linear(7, 4, bias=False)
+    x = torch.rand(3, 5)
+    low, high = (x - 0.2).clamp(0, 1), (x + 0.2).clamp(0, 1)
+    for layer in (first, second):
+        up, down = layer.weight.clamp(min=0), layer.weight.clamp(max=0)
+        bias = 0 if layer.bias is None else layer.bias
+        low, high = low @ up.T + high @ down.T + bias, high @ up.T + low @ down.T + bias
+        if layer is first:
+            low, high = low.clamp(min=0), high.clamp(min=0)
+    network = nn.Sequential(nn.Sequential(first, nn.ReLU()), second)
+    bounds = interval_bounds(network, x, 0.2)
+    torch.testing.assert_close(bounds.lower, low)
+    torch.testing.assert_close(bounds.upper, high)
+    worst = bounds.worst(torch.tensor([0, 3, 1]))
+    assert worst[1].tolist() == [*high[1, :3].tolist(), low[1, 3].item()]
+
+
+@pytest.mark.parametrize("copies", [None, 2])
+def test_a_player_can_minimise_a_loss_of_bounds(copies):
+    torch.manual_seed(0)
+    train = load("digits")
+    network = nn.Sequential(nn.Flatten(), mlp(64, 32, 10))
+
+    def proved_loss(x, y):
+        return cross_entropy(interval_bounds(network, x, 0.05).worst(y), y)
+
+    history = play([Player(network, proved_loss)], minibatches(train.x, train.y, size=50),
+                   rounds=60, copies=copies)  # fmt: skip
+    losses = history.losses["proved"]
+    assert (losses[-10:].mean(0) < 0.7 * losses[:10].mean(0)).all()
 
 
 class Halfspace(nn.Module):
@@ -404,6 +491,11 @@ def test_batches_that_do_not_fit_are_named(loss, batch, named):
         (lambda n, x: adversarial_training(n, 0.1, step_size=-1), "step_size is -1"),
         (lambda n, x: adversarial_training(n, 0.1, step_size="1"), "step_size is '1'"),
         (lambda n, x: adversarial_training(n, 0.1, random_start="no"), "random_start is 'no'"),
+        (lambda n, x: adversarial_training(n, 0.1, clip_start=2), "clip_start is 2"),
+        (lambda n, x: interval_bounds(nn.Linear(3, 2), x, -1), "epsilon is -1"),
+        (lambda n, x: interval_bounds(nn.Linear(3, 2), x + 1, 0.1), "x is between"),
+        (lambda n, x: interval_bounds(nn.Sequential(nn.Tanh()), x, 0.1), "a layer of type Tanh"),
+        (lambda n, x: interval_bounds(n, x, 0.1), "a layer of type Halfspace"),
         (lambda n, x: adversarial_training(n, 0.1, mix=math.nan), "mix is nan"),
         (lambda n, x: adversarial_training(n, 0.1, mix="half"), "mix is 'half'"),
         (lambda n, x: virtual_adversarial_training(n, math.inf), "epsilon is inf"),

@@ -36,11 +36,13 @@ from minimax.attacks import (
     photographs,
     physical,
     serve,
+    substitutes,
 )
 from minimax.data import signs
 from minimax.defenses import (
     adversarial_training,
     certify,
+    interval_bounds,
     virtual_adversarial_training,
 )
 from minimax.evaluation import accuracy, evaluate, predict_proba, statistics_held
@@ -347,6 +349,13 @@ CALLS = {
         for e in (0.1, [0.1, 0.3]) for norm in ("linf", "l2") for until in (True, False)
     ],
     "lbfgs": lambda b: minimal.lbfgs(b.model, b.x[:2], (b.y[:2] + 1) % 5, search_steps=1, steps=5),
+    "deepfool": lambda b: [
+        minimal.deepfool(b.model, b.x, b.y, norm=norm, steps=5) for norm in ("l2", "linf")
+    ],
+    "jsma": lambda b: [
+        minimal.jsma(b.model, b.x, (b.y + 1) % 5, pixels=6, outputs=outputs)
+        for outputs in ("logits", "probabilities")
+    ],
     "carlini_wagner margin": lambda b: [
         minimal.carlini_wagner(b.model, b.x, b.y, steps=20, search_steps=2),
         minimal.margin(b.model(b.x), b.y),
@@ -356,6 +365,7 @@ CALLS = {
                       generator=b.generator())
         for loss in ("cross_entropy", "dlr")
     ],
+    "fab": lambda b: ensemble.fab(b.model, b.x, b.y, (b.y + 1) % 5, steps=5),
     "auto_attack": lambda b: [*ensemble.auto_attack(
         b.model, b.x, b.y, [0.01, 0.1], steps=3, queries=9, generator=b.generator())],
     "square": lambda b: [*black_box.square(
@@ -376,18 +386,24 @@ CALLS = {
         photographs.turn_into_ostriches(pretrained(b), b.rand(1, 3, 16, 16), steps=3),
     ],
     "recorded_squeezenet tensors": photographs.recorded_squeezenet,
+    "recorded_colour_network colour_network": lambda: [
+        *photographs.recorded_colour_network().state_dict().values()],
     "PrintAndPhotograph Through": lambda b: b.on(physical.Through(
         b.model, b.on(physical.PrintAndPhotograph()), views=2))(b.x),
-    "Sticker non_printability": lambda b: [
+    "basic_iterative": lambda b: physical.basic_iterative(b.model, b.x, b.y, 3, batch_size=2),
+    "Sticker non_printability as_printed": lambda b: [
         physical.Sticker(b.x[0, 0] > 0.5)(b.rand(2, 4, 4, 4)),
+        physical.as_printed(b.rand(3, 4, 4)),
         physical.non_printability(b.rand(3, 4, 4), b.x[0, 0] > 0.5),
     ],
     "LabelServer ask": served,
     "worst_case adversarial_training": lambda b: b.play(
-        adversarial_training(b.model, 0.1, steps=2, random_start=True, mix=0.5),
+        adversarial_training(b.model, 0.1, steps=2, random_start=True, clip_start=True,
+                             mix=0.5),
         minibatches(b.x, b.y, size=4), copies=2),
     "virtual_adversarial_training virtual_adversarial_loss": lambda b: b.play(
         virtual_adversarial_training(b.model, 0.1), minibatches(b.x, b.y, b.x, size=4)),
+    "interval_bounds": lambda b: [*interval_bounds(b.model, b.x, 0.1)],
     "certify": lambda b: [*certify(
         b.model, b.x, 0.1, first=5, samples=50, alpha=0.3, generator=b.generator())],
     "evaluate predict_proba accuracy evaluating": lambda b: [
@@ -464,11 +480,13 @@ CALLS = {
     "photographed_signs drawn_faces draw_face turning_faces load_photographs as_input": lambda b: [
         embedded(name) for name in EMBEDDED
     ],
-    "Normalise Maxout mlp softmax_regression maxout_network strided_network": lambda b: [
+    "Normalise Maxout mlp softmax_regression maxout_network strided_network "
+    "convolutional": lambda b: [
         network(torch.rand(2, *shape)) for network, shape in (
             (nets.Normalise([0.5], [0.2]), (1, 4, 4)), (nets.Maxout(3, 2, 2), (3,)),
             (nets.maxout_network(16, units=8).eval(), (16,)), (nets.mlp(2, 3), (2,)),
             (nets.softmax_regression(16), (16,)), (nets.strided_network(), (1, 28, 28)),
+            (substitutes.convolutional(2, 5), (1, 28, 28)),
         )
     ],
     "DCGANGenerator DCGANDiscriminator": lambda b: b.on(nets.DCGANDiscriminator(16, 1, 4))(
@@ -492,15 +510,16 @@ EMBEDDED = {
     "high_dimensional": {"count": 3}, "one_dimensional": {"count": 5},
 }  # fmt: skip
 MAKERS = set(
-    "recorded_squeezenet temperatures fronts load Normalise train_dcgan recorded_dcgan networks "
-    "play_cell".split()
+    "recorded_squeezenet recorded_colour_network temperatures fronts load Normalise train_dcgan "
+    "recorded_dcgan networks play_cell".split()
 )
 # Parts of what is called, texts, and what wants the disk, a network or several processes.
 WITHOUT = set(
     "Need Messages drawn_messages sms_spam squeezenet as_input load_photographs Captured "
     "NotFinite clip Game Side Folder share joint_loss share_statistics head write_tensors origin "
-    "checkpoint_folder device_used record_squeezenet train_robust_mnist record_robust_mnist "
-    "dcgan_images device use_device seed settle Traced faster".split()
+    "checkpoint_folder device_used record_squeezenet record_colour_network train_robust_mnist "
+    "record_robust_mnist train_fast_mnist record_fast_mnist record_attacks "
+    "dcgan_images device use_device seed settle Traced faster record_camera steal".split()
 )
 
 

@@ -59,7 +59,7 @@ def clone(tmp_path_factory):
 
 def test_the_install_cell_is_short_folded_and_the_same_everywhere():
     cells = [install_cell(notebook(chapter).cells) for chapter in chapters()]
-    assert len(cells) == 9
+    assert len(cells) == 10
     assert len({cell.source for cell in cells}) == 1
     assert len(cells[0].source.splitlines()) <= 15
     for cell in cells:

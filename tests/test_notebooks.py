@@ -105,7 +105,9 @@ def test_the_head_names_the_earlier_chapters_that_introduce_what_is_used():
         return re.findall(r"Uses or refers to: (.*)\.", told_before(chapter))
 
     assert named("adversarial_examples") == []
-    assert named("defenses") == ["Adversarial examples, Black-box and physical attacks"]
+    assert named("defenses") == ["Adversarial examples"]
+    before = "Adversarial examples, Black-box and physical attacks, Defenses"
+    assert named("evaluating_defenses") == [before]
     assert "Defenses" not in named("dcgan")[0] and "The minimax game" in named("dcgan")[0]
 
 

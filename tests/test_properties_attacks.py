@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from minimax.attacks import carlini_wagner, fgsm, lbfgs, pgd
+from minimax.attacks import carlini_wagner, deepfool, fgsm, jsma, lbfgs, pgd
 from minimax.attacks.black_box import hop_skip_jump, square
-from minimax.attacks.ensemble import apgd, auto_attack
+from minimax.attacks.ensemble import apgd, auto_attack, fab
 from minimax.evaluation import predict_proba
 
 FEW = settings(max_examples=30, deadline=None, derandomize=True)
@@ -92,7 +92,11 @@ def test_smallest_perturbations_stay_in_the_box_and_succeed_or_change_nothing(ca
     wanted = (y + shift) % model[1].out_features
     for moved, label, hit in (
         (carlini_wagner(model, x, y, steps=12, search_steps=2, c=1.0), y, False),
+        (fab(model, x, y, (y + 1) % model[1].out_features, steps=8), y, False),
         (lbfgs(model, x, wanted, search_steps=1, steps=5), wanted, True),
+        (deepfool(model, x, y, steps=3), y, False),
+        (deepfool(model, x, y, steps=3, norm="linf"), y, False),
+        (jsma(model, x, wanted, pixels=6), wanted, True),
     ):
         within(moved, x, float("inf"))
         changed = (moved != x).flatten(1).any(1)
@@ -129,8 +133,11 @@ def test_a_pixel_that_is_none_is_refused_in_one_sentence(case, value):
         lambda: pgd(model, x, y, 0.1, steps=1),
         lambda: apgd(model, x, y, 0.1, steps=1),
         lambda: auto_attack(model, x, y, 0.1, steps=1),
+        lambda: fab(model, x, y, (y + 1) % model[1].out_features, steps=1),
         lambda: carlini_wagner(model, x, y, steps=1),
         lambda: lbfgs(model, x, y),
+        lambda: deepfool(model, x, y, steps=1),
+        lambda: jsma(model, x, y, pixels=2),
         lambda: square(scores, x, y, 0.1, queries=1),
         lambda: hop_skip_jump(lambda z: scores(z).argmax(1), x, y, x, queries=1),
     ):

@@ -100,7 +100,10 @@ def test_a_tree_with_changes_is_refused_unless_it_is_asked_for(repository, monke
     assert len(played) == 1
 
 
-@pytest.mark.parametrize("what", "list chapter timings dcgan collapse robust photographs".split())
+KINDS = "list chapter timings dcgan collapse robust fast attacks photographs colours camera".split()
+
+
+@pytest.mark.parametrize("what", [*KINDS, "substitutes"])
 def test_every_kind_of_run_says_what_it_takes(what, capsys):
     with pytest.raises(SystemExit, match="0"):
         reproduce.main([what, "--help"])
@@ -334,6 +337,47 @@ def test_a_killed_robust_network_goes_on_to_the_same_weights(tmp_path, monkeypat
     assert played == ["0.1", "killed", *["0.1", "0.2", "0.3"] * 2]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert not list(tmp_path.glob("*/minimax-*"))
+
+
+def test_fast_training_goes_on_with_what_lacks_a_record(tmp_path, monkeypatch):
+    x, played, play = torch.rand(200, 1, 28, 28), [], robust.play
+    data = type("Data", (), {"x": x, "y": torch.randint(10, (200,)), "__len__": lambda _: 200})()
+    monkeypatch.setattr(robust, "load", lambda name, split="train": data)
+    monkeypatch.setattr(recorded, "FOLDER", tmp_path)
+
+    def short(players, batches, rounds, every, **options):
+        assert rounds == 20 and players[0].schedule(0.4) == 1 and players[0].schedule(1.0) == 0
+        if len(played) == 2:
+            played.append("killed")
+            raise KeyboardInterrupt
+        played.append(options["seed"])
+        return play(players, batches, rounds=2, every=1, **options)
+
+    monkeypatch.setattr(robust, "play", short)
+    for _ in range(2):
+        with contextlib.suppress(KeyboardInterrupt):
+            robust.record_fast_mnist([0], images=4)
+    assert played == [0, 0, "killed", 0]
+    rows = recorded.run(robust.FAST)
+    assert sorted(row["start"] for row in rows.values()) == sorted(robust.STARTS)
+    for row in rows.values():
+        assert len(row["rounds"]) == len(row["course"]["ten steps"]) and row["images"] == 4
+
+
+def test_in_l2_an_image_is_left_if_no_attack_finds_it(monkeypatch):
+    monkeypatch.setitem(robust.ATTACK_SETTINGS, "walks", 60)
+    monkeypatch.setitem(robust.ATTACK_SETTINGS, "steps", 5)
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    x, others = torch.rand(12, 1, 4, 4), torch.rand(40, 1, 4, 4)
+    y, classes = (network(images).argmax(1) for images in (x, others))
+    y[0] = (y[0] + 1) % 3  # misread from the start
+    left = robust._in_l2(network, x, y, others, classes)
+    best = left.pop("the best of them")
+    assert set(left) == {"PGD", "PGD through noise", "HopSkipJump"} and best[0] < 1
+    for kept in left.values():
+        assert kept == sorted(kept, reverse=True) and max(kept) <= 11 / 12 + 1e-6
+        assert all(b <= k for b, k in zip(best, kept, strict=True))
 
 
 def test_a_chapter_is_recorded_seed_by_seed_and_with_its_device(tmp_path, monkeypatch):

@@ -1,12 +1,12 @@
 """What a classifier minimises that expects an adversary, and what it can prove afterwards.
 
 Images are float tensors in [0, 1]; ε is in the same pixel units. The players are ready for
-``play``, with copies or without. Introduced in the chapter *Defenses*.
+``play``, with copies or without. Introduced in the chapters *Defenses* and *Evaluating defenses*.
 
 Floor 3; called by the book, robust.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Unpack
 
 import torch
@@ -62,6 +62,7 @@ def worst_case(
     steps: int = 1,
     step_size: float | None = None,
     random_start: bool = False,
+    clip_start: bool = False,
 ) -> Tensor:
     """Return images near ``x`` at which ``loss`` is high: steps along the sign of its gradient.
 
@@ -70,13 +71,16 @@ def worst_case(
     so is the image. ``loss`` maps images of
     the shape of ``x`` to a scalar that sums over them. The result lies within |δ| ≤ ``epsilon`` and
     in [0, 1]; no gradient passes through it. ``step_size`` is in pixels (default 2.5·ε/steps, for
-    one step ε). Batch normalisations in training go by the batch, and their running statistics
-    don't count what is only tried. Introduced in *Defenses*.
+    one step ε). A ``random_start`` is drawn from the ball and may lie outside [0, 1] until the
+    first step is taken, as in the code of Wong et al. (2020); with ``clip_start`` it is clipped
+    before, as in that of Madry et al. Batch normalisations in training go by the batch, and their
+    running statistics don't count what is only tried. Introduced in *Defenses*.
     """
     size = (epsilon if steps == 1 else 2.5 * epsilon / steps) if step_size is None else step_size
     # No gradient of the steps; that of the loss inside is torch.func's own.
     with torch.no_grad(), statistics_held():
-        moved = (x + epsilon * (2 * torch.rand_like(x) - 1)).clamp(0, 1) if random_start else x
+        moved = x + epsilon * (2 * torch.rand_like(x) - 1) if random_start else x
+        moved = moved.clamp(0, 1) if clip_start else moved
         for _ in range(steps):
             slope = torch.func.grad(loss)(moved)
             up = torch.where(slope.isnan(), slope, slope.sign())  # the sign of NaN would be 0
@@ -92,6 +96,7 @@ def adversarial_training(
     steps: int = 1,
     step_size: float | None = None,
     random_start: bool = False,
+    clip_start: bool = False,
     mix: float = 1.0,
     **options: Unpack[Options],
 ) -> Player:
@@ -99,21 +104,23 @@ def adversarial_training(
 
     min over θ of E[mix · max over |δ| ≤ ε of ℓ(x + δ, y) + (1 − mix) · ℓ(x, y)], the maximum found
     by ``worst_case``. One step without a random start and ``mix=0.5`` is Goodfellow et al. (2015),
-    section 6; forty steps of 0.01 from a random start are Madry et al. (2018) on MNIST; one step of
-    1.25·ε from a random start is Wong et al. (2020). A batch is (x, y); ``options`` go to
-    ``Player``. Raises ValueError for arguments out of range, and the loss for images outside
-    [0, 1], labels that are none, and a network that does not tell classes apart. Introduced in
-    *Defenses*.
+    section 6; forty steps of 0.01 from a random start with ``clip_start`` are Madry et al. (2018)
+    on MNIST; one step of 1.25·ε from a random start without it is Wong et al. (2020). A batch is
+    (x, y); ``options`` go to ``Player``. Raises ValueError for arguments out of range, and the loss
+    for images outside [0, 1], labels that are none, and a network that does not tell classes apart.
+    Introduced in *Defenses*.
     """
     epsilon, mix = check_number("epsilon", epsilon), check_number("mix", mix)
     if mix > 1:
         refuse("mix", mix, "between 0 and 1")
-    if random_start not in (True, False):
-        refuse("random_start", random_start, "True or False")
+    for name, value in (("random_start", random_start), ("clip_start", clip_start)):
+        if value not in (True, False):
+            refuse(name, value, "True or False")
     kwargs: dict[str, Any] = {
         "steps": check_count("steps", steps),
         "step_size": None if step_size is None else check_number("step_size", step_size),
         "random_start": random_start,
+        "clip_start": clip_start,
     }
 
     def adversarial_loss(x: Tensor, y: Tensor) -> Tensor:
@@ -196,10 +203,66 @@ def virtual_adversarial_training(
     return Player(network, virtual_adversarial, **options)
 
 
+class Bounds(NamedTuple):
+    """The ``lower`` and ``upper`` bounds of the logits, each (N, classes).
+
+    Introduced in *Evaluating defenses*.
+    """
+
+    lower: Tensor
+    upper: Tensor
+
+    def worst(self, y: Tensor) -> Tensor:
+        """Return the least favourable logits (N, classes): the lower one of class ``y`` (N,)."""
+        own = one_hot(y, self.lower.shape[1]).bool()
+        return torch.where(own, self.lower, self.upper)
+
+
+def _layers(network: nn.Module) -> Iterator[nn.Module]:
+    """Yield the layers in the order in which images pass them."""
+    if isinstance(network, nn.Sequential):
+        for part in network:
+            yield from _layers(part)
+    else:
+        yield network
+
+
+def interval_bounds(network: nn.Module, x: Tensor, epsilon: float) -> Bounds:
+    """Return bounds of the logits over all images in [0, 1] with |δ| ≤ ``epsilon``, layer by layer.
+
+    Gowal et al. (2018), section 3.1, without their merging of the last layer with the difference of
+    two logits: through a layer W the centre of an interval goes as an image does, its radius
+    through |W|; what is monotone maps the ends. ``network`` has linear and convolutional layers,
+    ReLU and Flatten; a gradient passes through, so a player can minimise a loss of the bounds.
+    Where ``argmax`` of ``worst(y)`` is ``y``, no image of the ball (N, …) around ``x`` is misread.
+    Raises ValueError for arguments out of range and for other layers. Introduced in *Evaluating
+    defenses*.
+    """
+    check_model(network, "network")
+    if x.device.type == "cpu":  # a GPU would wait, in a player's loss
+        check_pixels("x", all_copies(x))
+    epsilon = check_number("epsilon", epsilon)
+    low, high = (x - epsilon).clamp(0, 1), (x + epsilon).clamp(0, 1)
+    for layer in _layers(network):
+        if isinstance(layer, (nn.ReLU, nn.Flatten)):
+            low, high = layer(low), layer(high)
+        elif isinstance(layer, (nn.Linear, nn.Conv2d)):
+            weights = {"weight": layer.weight.abs()}
+            if layer.bias is not None:
+                weights["bias"] = torch.zeros_like(layer.bias)
+            centre = layer((low + high) / 2)
+            radius = torch.func.functional_call(layer, weights, ((high - low) / 2,))
+            low, high = centre - radius, centre + radius
+        else:
+            got = Words(f"with a layer of type {type(layer).__name__}")
+            refuse("network", got, "of linear and convolutional layers, ReLU and Flatten")
+    return Bounds(low, high)
+
+
 class Certified(NamedTuple):
     """``labels`` (N,), −1 where the smoothed classifier abstains, and L2 ``radii`` (N,) in pixels.
 
-    Introduced in *Defenses*.
+    Introduced in *Evaluating defenses*.
     """
 
     labels: Tensor
@@ -225,7 +288,7 @@ def certify(
     ``samples`` more bound its probability p from below (Clopper and Pearson, one-sided); the radius
     is ``sigma``·Φ⁻¹(p), wrong with probability at most ``alpha`` for each image (N, …) of ``x``. It
     abstains where p ≤ ½. Raises ValueError for arguments out of range, and for a model that does
-    not return finite logits. Introduced in *Defenses*.
+    not return finite logits. Introduced in *Evaluating defenses*.
     """
     check_model(model)
     check_pixels("x", x)

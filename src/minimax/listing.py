@@ -67,7 +67,7 @@ def stale(name: str, record: Mapping[str, Any]) -> str:
         elif name.startswith("dcgan/"):
             today = dcgan.settings(name.removeprefix("dcgan/"))
         else:
-            today = robust.SETTINGS if name == robust.RECORD else old
+            today = robust.SETTINGS_OF.get(name, old)
     except ValueError as error:  # no such method, table or data set any more
         return f"STALE: {error}"
     differs = recorded.difference({k: v for k, v in old.items() if k != "bf16"}, today)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from minimax import chapters, collapse, dcgan, recorded, robust
-from minimax.attacks import photographs
+from minimax.attacks import photographs, substitutes
 from minimax.data import DataError
 from minimax.listing import listing
 from minimax.recorded.origin import changes
@@ -67,8 +67,19 @@ def _parser() -> argparse.ArgumentParser:
 
     robustly = "Train the robust network of Defenses on MNIST and record its weights."
     kind("robust", robustly, lambda arguments: robust.record_robust_mnist())
+    fast = "Train networks of Defenses by single steps, as Wong et al. do, and record how they do."
+    one = kind("fast", fast, lambda arguments: robust.record_fast_mnist(arguments.seeds))
+    one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    hard = "Attack that network and an ordinary one, for Evaluating defenses; record what is left."
+    kind("attacks", hard, lambda arguments: robust.record_attacks())
     seen = "Attack the photographs with the pretrained network and record what it then says."
     kind("photographs", seen, lambda arguments: photographs.record_squeezenet())
+    small = "Train the small network of Adversarial examples on CIFAR-10's JPEG copy."
+    kind("colours", small, lambda arguments: photographs.record_colour_network())
+    camera = "Photograph the 40 photographs and the attacks on them, and record what is read."
+    kind("camera", camera, lambda arguments: photographs.record_camera())
+    grid = "Steal networks that read MNIST by substitutes, and record which of them fool which."
+    kind("substitutes", grid, lambda arguments: substitutes.record_substitutes())
     return parser
 
 

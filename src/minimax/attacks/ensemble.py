@@ -1,7 +1,7 @@
-"""An ensemble of attacks that needs no tuning: APGD with two losses, then random squares.
+"""An ensemble of attacks that needs no tuning: APGD with two losses, FAB, then random squares.
 
 Images are float tensors in [0, 1] of shape (N, channels, H, W); ε is in the same pixel units.
-Introduced in the chapter *Defenses*.
+Introduced in the chapter *Evaluating defenses*.
 """
 
 import math
@@ -28,6 +28,7 @@ from minimax.errors import (
     Words,
     check_batch_size,
     check_choice,
+    check_classes,
     check_count,
     check_images,
     check_labels,
@@ -38,6 +39,8 @@ from minimax.errors import (
 )
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+AUTO_ATTACK = {"steps": 100, "targets": 9, "queries": 5000}
+BIAS, BEYOND, BACK = 0.1, 1.05, 0.9  # FAB's α_max, η and β
 DLR_CLASSES = 4  # the ratio is scaled by the third and fourth of the logits
 
 
@@ -46,7 +49,7 @@ def dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
     Croce and Hein (2020), equation 7: −(z_y − z_t) / (z₁ − (z₃ + z₄)/2), the z with numbers being
     the largest logits in their order. Raises ValueError below four classes. Introduced in
-    *Defenses*.
+    *Evaluating defenses*.
     """
     if logits.shape[1] < DLR_CLASSES:
         got = Words(f"returning {logits.shape[1]} classes")
@@ -87,7 +90,7 @@ def apgd(
     "dlr", which needs a class ``target`` (N,) to move to. ``x`` is (N, …) and ``y`` (N,); the
     result has the shape of ``x``, or (E, N, …) for a sequence of E values of ε. An image stops once
     it is misclassified; one that never is comes back with the highest loss that was found. Raises
-    ValueError for arguments out of range. Introduced in *Defenses*.
+    ValueError for arguments out of range. Introduced in *Evaluating defenses*.
     """
     y, radius = check_images(x, y), check_number("epsilon", epsilon)
     check_choice("loss", loss, tuple(LOSSES))
@@ -95,13 +98,18 @@ def apgd(
     if loss == "dlr" and target is None:
         refuse("target", target, "one class per image with the loss 'dlr'")
     target = y if target is None else check_labels("target", target, len(x))
-    if loss == "dlr" and (same := (target == y).nonzero()).numel():
-        refuse("target", Words(f"the label itself at image {int(same[0])}"), "another class than y")
+    if loss == "dlr":
+        _check_other(target, y)
     with frozen(model):
         parts = zip(*(t.split(batch_size) for t in (x, y, target)), strict=True)
         ascend = partial(_ascend, model, LOSSES[loss], radius, steps, generator)
         found = [ascend(*part) for part in parts]
     return torch.cat(found)
+
+
+def _check_other(target: Tensor, y: Tensor) -> None:
+    if (same := (target == y).nonzero()).numel():
+        refuse("target", Words(f"the label itself at image {int(same[0])}"), "another class than y")
 
 
 @dataclass
@@ -197,14 +205,106 @@ def _checks(steps: int) -> dict[int, int]:
     return {now: now - last for last, now in pairwise(at) if now > last}
 
 
-class Ensemble(NamedTuple):
-    """The ``images`` (N, …), and the accuracy on them ``after`` each attack in turn.
+def fab(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    target: Tensor,
+    *,
+    steps: int = 100,
+    batch_size: int | None = None,
+) -> Tensor:
+    """Return the misclassified images nearest to ``x`` that FAB finds with targets, in L∞.
 
-    Introduced in *Defenses*.
+    Croce and Hein, *Minimally distorted adversarial examples with a fast adaptive boundary attack*
+    (2020), algorithm 1 with the border to one class ``target`` (N,), one start and no final search,
+    as in AutoAttack: each of the ``steps`` goes to the plane that stands for the border at the
+    point, drawn towards the plane's point nearest to ``x``; once misclassified, it goes back a
+    tenth of the way. No ε is given. ``x`` is (N, …), ``y`` (N,) the true classes; an image for
+    which nothing is found comes back unchanged. Raises ValueError for arguments out of range.
+    Introduced in *Evaluating defenses*.
+    """
+    y, target = check_images(x, y), check_labels("target", target, len(x))
+    steps, batch_size = check_count("steps", steps), check_batch_size(batch_size, x)
+    _check_other(target, y)
+    return _fab(model, x, y, target, steps, batch_size, 0.0)
+
+
+def _fab(
+    model: nn.Module, x: Tensor, y: Tensor, target: Tensor, steps: int, batch_size: int,
+    enough: float,
+) -> Tensor:  # fmt: skip
+    """``fab``; an image stops once it is misclassified within ``enough``."""
+    with frozen(model):
+        parts = zip(*(t.split(batch_size) for t in (x, y, target)), strict=True)
+        return torch.cat([_border(model, steps, enough, *part) for part in parts])
+
+
+def _border(
+    model: nn.Module, steps: int, enough: float, x: Tensor, y: Tensor, target: Tensor
+) -> Tensor:
+    nearest, result = torch.full_like(y, torch.inf, dtype=x.dtype), x.clone()
+    flat = x.detach().flatten(1).to(torch.promote_types(x.dtype, torch.float32))
+    point, rows = flat, torch.arange(len(x), device=x.device)
+    for _ in range(steps):
+        image = point.to(x.dtype).view(-1, *x.shape[1:]).requires_grad_()
+        logits = differentiable(logits_of(model, image, y[rows]))
+        check_classes("target", target, logits.shape[1])
+        own, wanted = (logits.gather(1, k[rows, None])[:, 0] for k in (y, target))
+        gradient = check_gradient(torch.autograd.grad((own - wanted).sum(), image)[0], rows)
+        w, lead = gradient.flatten(1).to(flat), (own - wanted).detach().to(flat)
+        plane = (w * point).sum(1) - lead  # w·z where the two classes are even, to first order
+        to_it, from_x = (_to_plane(z, w, plane) for z in (point, flat[rows]))
+        a, b = (delta.abs().amax(1, keepdim=True).clamp(min=1e-8) for delta in (to_it, from_x))
+        bias = (a / (a + b)).clamp(max=BIAS)
+        ahead, back = point + BEYOND * to_it, flat[rows] + BEYOND * from_x
+        point = ((1 - bias) * ahead + bias * back).clamp(0, 1)
+        moved = point.to(x.dtype)
+        with torch.no_grad():
+            wrong = logits_of(model, moved.view_as(image)).argmax(1) != y[rows]
+        size = (moved - x[rows].flatten(1)).abs().amax(1)
+        closer = wrong & (size < nearest[rows])
+        nearest[rows[closer]] = size[closer]
+        result[rows[closer]] = moved.view_as(image)[closer]
+        point = torch.where(wrong[:, None], flat[rows] + BACK * (point - flat[rows]), point)
+        stay = nearest[rows] > enough
+        rows, point = rows[stay], point[stay]
+        if not len(rows):
+            break
+    return result
+
+
+def _to_plane(point: Tensor, w: Tensor, plane: Tensor) -> Tensor:
+    """Return the smallest δ (N, d) in L∞ that takes ``point`` (N, d) to w·z = ``plane`` (N,).
+
+    All pixels go equally far, against w or along it, but stop at 0 and 1: the point moves by
+    Σ |w| min(λ, room), which rises with λ. Where the box lets no point be so far, δ ends at its
+    corner.
+    """
+    over = (w * point).sum(1) - plane
+    way = -w.sign() * over.sign()[:, None]
+    room = torch.where(way < 0, point, 1 - point) * (way != 0)
+    ordered, order = room.sort(1)
+    slope = w.abs().gather(1, order)
+    still = slope.flip(1).cumsum(1).flip(1)  # of all pixels that have at least this room
+    stopped = (slope * ordered).cumsum(1) - slope * ordered
+    k = torch.searchsorted(stopped + ordered * still, over.abs()[:, None])
+    corner, k = k == room.shape[1], k.clamp(max=room.shape[1] - 1)
+    far = (over.abs()[:, None] - stopped.gather(1, k)) / still.gather(1, k).clamp(min=1e-30)
+    far = torch.where(corner, torch.inf, far.clamp(min=0))
+    return way * torch.minimum(far, room)
+
+
+class Ensemble(NamedTuple):
+    """The ``images`` (N, …), the accuracy on them ``after`` each attack in turn, what is left out.
+
+    ``left_out`` says what AutoAttack does and this run did not. Introduced in *Evaluating
+    defenses*.
     """
 
     images: Tensor
     after: dict[str, float]
+    left_out: list[str]
 
 
 @for_each_epsilon
@@ -220,14 +320,15 @@ def auto_attack(
     generator: torch.Generator | None = None,
     batch_size: int | None = None,
 ) -> Ensemble:
-    """Return what APGD on cross-entropy, targeted APGD on DLR and Square together find, in L∞.
+    """Return what APGD, targeted APGD on DLR, targeted FAB and Square together find, in L∞.
 
-    The ensemble of Croce and Hein (2020), section 6, without its attack FAB. Each attack gets the
-    images that the ones before it left correct; the targets are the ``targets`` likeliest wrong
-    classes. The loss DLR needs four classes: with fewer that part is left out, as its line in
-    ``after`` says. ``x`` is (N, channels, H, W), ``y`` (N,); for a sequence of E values of ε the
-    images are (E, N, …), and ``after`` is a list. Raises ValueError for arguments out of range.
-    Introduced in *Defenses*.
+    AutoAttack, the ensemble of Croce and Hein (2020), section 6, as its released code runs it. Each
+    attack gets the images that the ones before it left correct; the targets are the ``targets``
+    likeliest wrong classes. ``left_out`` says where the budget is less than theirs: 100 ``steps``,
+    9 targets, 5,000 ``queries`` of Square. The loss DLR needs four classes: with fewer that part is
+    left out, as its line in ``after`` says too. ``x`` is (N, channels, H, W), ``y`` (N,); for a
+    sequence of E values of ε the images are (E, N, …), the others lists. Raises ValueError for
+    arguments out of range. Introduced in *Evaluating defenses*.
     """
     y, radius = check_images(x, y), check_number("epsilon", epsilon)
     steps, batch_size = check_count("steps", steps), check_batch_size(batch_size, x)
@@ -263,12 +364,22 @@ def auto_attack(
                 model, x[rows], y[rows], radius, loss="dlr", target=target, **options
             )
     after["APGD, targeted DLR" + (": left out, fewer than four classes" if few else "")] = share()
+    for k in range(min(targets, wrong.shape[1] - 1)):
+        if len(rows := left()):
+            near = _fab(model, x[rows], y[rows], wrong[rows, k], steps, batch_size, radius)
+            size = (near - x[rows]).flatten(1).abs().amax(1)
+            inside = (size > 0) & (size <= radius)
+            images[rows[inside]] = near[inside]
+    after["FAB, targeted"] = share()
     if queries and len(rows := left()):
         with frozen(model):
             found = square(logits, x[rows], y[rows], radius, queries=queries, generator=generator)
         images[rows] = found.images
     after["Square"] = share()
-    return Ensemble(images, after)
+    budget = {"steps": steps, "targets": targets, "queries": queries}
+    most = AUTO_ATTACK | {"targets": min(AUTO_ATTACK["targets"], wrong.shape[1] - 1)}
+    left_out = [f"{name}: {budget[name]} of {n}" for name, n in most.items() if budget[name] < n]
+    return Ensemble(images, after, left_out + ["DLR: fewer than four classes"] * few)
 
 
-__all__ = ["Ensemble", "apgd", "auto_attack", "dlr"]
+__all__ = ["Ensemble", "apgd", "auto_attack", "dlr", "fab"]

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from minimax.attacks.gradient import pgd
 from minimax.errors import Words, check_count, check_number, check_pixels, refuse
 from minimax.later import Later
 
@@ -143,21 +144,61 @@ class Sticker(nn.Module):
         return torch.cat([covered, signs[:, 3:]], 1)
 
 
-def non_printability(colours: Tensor, mask: Tensor, printable: Tensor = PRINTABLE) -> Tensor:
+def non_printability(colours: Tensor, mask: Tensor, printable: Tensor | None = None) -> Tensor:
     """Return how far ``colours`` (3, H, W) are from what can be printed: a mean over the mask.
 
-    The non-printability score of Sharif et al. (2016), equation 4, is the product over the
-    ``printable`` colours (P, 3) of the distances to them; here its P-th root, so that it stays a
-    distance in [0, 1]. Raises ValueError for an empty mask, and for shapes that do not fit.
-    Introduced in *Black-box and physical attacks*.
+    For each pixel the distance to the nearest of the ``printable`` colours (P, 3), in [0, √3].
+    After the non-printability score of Sharif et al. (2016), equation 4, which is the product of
+    the distances to all: zero at the same colours, but among 21 of them next to nothing everywhere.
+    Raises ValueError for an empty mask, and for shapes that do not fit. Introduced in *Black-box
+    and physical attacks*.
     """
-    if colours.dim() != 3 or len(colours) != 3:
-        refuse("colours", Words(f"of shape {tuple(colours.shape)}"), "of shape (3, H, W)")
+    distance = _distances(colours, printable)
     if mask.shape != colours.shape[1:] or not mask.any():
         allowed = f"of shape {tuple(colours.shape[1:])}, not 0 everywhere"
         refuse("mask", tuple(mask.shape), allowed)
+    return distance.amin(2)[mask.bool()].mean()
+
+
+def as_printed(colours: Tensor, printable: Tensor | None = None) -> Tensor:
+    """Return ``colours`` (3, H, W), each pixel the nearest of the ``printable`` ones (P, 3).
+
+    Raises ValueError for shapes that do not fit. Introduced in *Black-box and physical attacks*.
+    """
+    printable = PRINTABLE if printable is None else printable
+    nearest = _distances(colours, printable).argmin(2)
+    return printable.to(colours)[nearest].movedim(2, 0)
+
+
+def _distances(colours: Tensor, printable: Tensor | None) -> Tensor:
+    """Return the distance of each pixel to each printable colour, (H, W, P)."""
+    if colours.dim() != 3 or len(colours) != 3:
+        refuse("colours", Words(f"of shape {tuple(colours.shape)}"), "of shape (3, H, W)")
+    printable = PRINTABLE if printable is None else printable
     if printable.dim() != 2 or printable.shape[1] != 3 or len(printable) == 0:
         refuse("printable", Words(f"of shape {tuple(printable.shape)}"), "of shape (P, 3), P > 0")
-    pixels = colours.movedim(0, -1)[mask.bool()]
-    distance = (pixels[:, None] - printable.to(pixels)).norm(dim=2)
-    return distance.clamp(min=1e-6).log().mean(1).exp().mean()
+    return (colours.movedim(0, -1)[:, :, None] - printable.to(colours)).norm(dim=3)
+
+
+def basic_iterative(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    levels: float,
+    *,
+    targeted: bool = False,
+    batch_size: int | None = None,
+) -> Tensor:
+    """Return images ``x`` (N, …) of classes ``y`` moved by up to ``levels`` of 255 grey levels.
+
+    Kurakin et al. (2017), section 2.2: min(ε + 4, 1.25 ε) steps of one grey level. With
+    ``targeted`` towards ``y``: for the class that ``model`` finds least likely it is their section
+    2.3. Raises ValueError for arguments out of range. Introduced in *Black-box and physical
+    attacks*.
+    """
+    levels = check_number("levels", levels)
+    steps = max(int(min(levels + 4, 1.25 * levels)), 1)
+    return pgd(
+        model, x, y, levels / 255, steps=steps, step_size=1 / 255, random_start=False,
+        targeted=targeted, batch_size=batch_size,
+    )  # fmt: skip
