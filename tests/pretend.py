@@ -224,6 +224,16 @@ class Generator(torch.Generator):
         return self.where
 
 
+set_own_default_device = torch.set_default_device
+
+
+def set_default_device(device) -> None:
+    """Do as torch, whose version 2.8 can't say afterwards which it is, after None."""
+    set_own_default_device(device)
+    if device is None:
+        vars(torch._GLOBAL_DEVICE_CONTEXT).pop("device_context", None)
+
+
 def check_generator(generator: torch.Generator | None, where: torch.device | None) -> None:
     if generator is not None and where is not ANY and generator.device.type != where.type:
         raise RuntimeError(
@@ -336,7 +346,7 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Waits]]:
         with Rules():
             yield Waits
     finally:
-        torch.set_default_device(None)
+        set_default_device(None)
 
 
 def place_said(x: Tensor) -> torch.device:

@@ -56,7 +56,7 @@ from minimax.likelihood import (
     log_partition_exact,
     temperatures,
 )
-from pretend import CUDA, pretend_gpu
+from pretend import CUDA, pretend_gpu, set_default_device
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_the_pretend_gpu_takes_what_a_gpu_takes(gpu):
     assert {value.device.type for value in on_cpu} == {"cpu"} and x.cpu().numpy().shape == (2, 3)
     with ThreadPoolExecutor(1) as thread:
         assert thread.submit(lambda: (x @ x.T).device).result() == CUDA
-    torch.set_default_device("cuda")
+    set_default_device("cuda")
     made = [torch.zeros(2), nn.Linear(2, 1).weight, torch.tensor(1.0), torch.as_tensor(y)]
     assert {value.device for value in made} == {CUDA}
     with torch.device("cpu"):
@@ -500,7 +500,7 @@ WITHOUT = set(
     "Need Messages drawn_messages sms_spam squeezenet as_input load_photographs Captured "
     "NotFinite clip Game Side Folder share joint_loss share_statistics head write_tensors origin "
     "checkpoint_folder device_used record_squeezenet train_robust_mnist record_robust_mnist "
-    "dcgan_images device use_device seed settle Traced faster".split()
+    "dcgan_images device use_device seed settle Traced faster use_faster".split()
 )
 
 
@@ -548,7 +548,7 @@ def parts(result):
 
 def called(names, device, default, draws_on, seed=1):
     collapse.digit_reader.cache_clear()
-    torch.set_default_device(default)
+    set_default_device(default)
     try:
         if draws_on == "global":
             bench = Bench(device, device)
@@ -559,7 +559,7 @@ def called(names, device, default, draws_on, seed=1):
         torch.manual_seed(seed)
         return [*parts(call(bench) if inspect.signature(call).parameters else call())]
     finally:
-        torch.set_default_device(None)
+        set_default_device(None)
         plt.close("all")
 
 
@@ -591,7 +591,7 @@ def test_a_game_on_a_gpu_goes_on_from_its_checkpoint(monkeypatch, tmp_path):
     expected = checkpointed(Bench("cpu", "cpu"), tmp_path / "cpu")
     with pretend_gpu(monkeypatch):
         for default in (None, "cuda"):
-            torch.set_default_device(default)
+            set_default_device(default)
             found = checkpointed(Bench("cuda", "cuda"), tmp_path / str(default))
             np.testing.assert_allclose(found, expected, atol=1e-6)
 
@@ -599,7 +599,7 @@ def test_a_game_on_a_gpu_goes_on_from_its_checkpoint(monkeypatch, tmp_path):
 def test_what_was_seen_of_a_game_lies_on_the_default_device(gpu):
     b = Bench("cuda", "cuda")
     for default in (None, "cuda"):
-        torch.set_default_device(default)
+        set_default_device(default)
         batches, watch = minibatches(b.ring, size=5, noise=3), {"w": lambda: b.D[0].weight}
         course = play(gans.minimax(b.D, b.G), batches, rounds=2, watch=watch)
         seen = {*course.losses.values(), *course.watched.values()}
@@ -608,7 +608,7 @@ def test_what_was_seen_of_a_game_lies_on_the_default_device(gpu):
 
 def test_a_dcgan_is_trained_on_the_default_device(gpu):
     for default in ("cpu", "cuda"):
-        torch.set_default_device(default)
+        set_default_device(default)
         assert parallel.start() == torch.get_default_device()
 
 

@@ -63,7 +63,8 @@ def use_device(at: str | None = None) -> torch.device:
     microseconds. Raises ValueError as ``device`` does. Introduced in *How to use this book*.
     """
     chosen = device(at)
-    torch.set_default_device(None if chosen.type == "cpu" else chosen)
+    if torch.get_default_device() != chosen:  # to set it to None would end in an error in torch 2.8
+        torch.set_default_device(chosen)
     if chosen.type != "cpu":
         torch.Tensor.__array__ = _array  # type: ignore[assignment]
     return chosen
