@@ -45,6 +45,6 @@ def use_faster(program: GraphModule) -> None:
             *bias, a, b = node.args
             x, y = a.meta["val"], b.meta["val"]
             plain = x.device.type == "cpu" and x.dtype == torch.float32
-            plain &= not bias or bias[0].meta["val"].dim() == 1
+            plain &= x.stride(-1) == 1 and (not bias or bias[0].meta["val"].dim() == 1)
             if plain and x.shape[-2:].numel() * y.shape[-1] >= LARGE:
                 node.target, node.args = ops.product.default, (*(bias or [None]), a, b)
