@@ -51,7 +51,9 @@ print(seconds, "as set")
 def run(work: str, settings: dict[str, str], beside: int) -> tuple[float, str]:
     """Return what ``work`` takes beside so many processes that spin, and its threads."""
     spin = [sys.executable, "-c", "while True: pass"]
-    others = [subprocess.Popen(spin) for _ in range(beside)]
+    # a session each, as other users have: where Linux shares by sessions (autogroup), a kernel,
+    # which has its own, would get half the machine beside any number of one session's processes
+    others = [subprocess.Popen(spin, start_new_session=True) for _ in range(beside)]
     try:
         time.sleep(1)
         done = subprocess.run(
