@@ -98,7 +98,21 @@ def test_the_grid_records_each_pair_once_with_its_controls(monkeypatch, tmp_path
         monkeypatch.setattr(substitutes, name, value)
     monkeypatch.setattr(recorded, "FOLDER", tmp_path)
     substitutes._served.cache_clear()
+    asked, attacked = [], []
+    train, attack = substitutes.train_substitute, substitutes.fgsm
+
+    def training(oracle, network, seeds, **options):
+        asked.append(seeds)
+        return train(oracle, network, seeds, **options)
+
+    def attacking(network, x, *rest):
+        attacked.append(x)
+        return attack(network, x, *rest)
+
+    monkeypatch.setattr(substitutes, "train_substitute", training)
+    monkeypatch.setattr(substitutes, "fgsm", attacking)
     substitutes.record_substitutes()
+    assert torch.cdist(asked[0].flatten(1), attacked[0].flatten(1)).min() > 0  # none is a seed
     row = recorded.run(substitutes.RECORD)["MLP | MLP"]
     measured = row["measured"]
     assert row["labels"] == [60, 120, 170] and row["seeds"] == [0, 1]

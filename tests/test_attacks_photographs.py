@@ -38,6 +38,24 @@ def test_the_sign_has_its_own_label():
     assert torch.equal(found["sign"], sign.sign()[0])
 
 
+def test_the_noise_beside_a_step_is_as_large_and_not_the_step():
+    pretrained, photograph, asked = tiny(), torch.rand(3, 8, 8) / 2 + 0.25, []
+
+    class Watched(nn.Module):
+        def forward(self, x):
+            asked.append(x.detach())
+            return pretrained.network(x)
+
+    found = attack_photograph(Pretrained(Watched(), *pretrained[1:]), photograph)
+    stepped, noisy = [batch for batch in asked if len(batch) == len(EPSILONS)][-2:]
+    for epsilon, step, noise in zip(EPSILONS, stepped, noisy, strict=True):
+        assert torch.allclose((step - photograph).abs(), torch.tensor(epsilon), atol=1e-6)
+        assert torch.allclose((noise - photograph).abs(), torch.tensor(epsilon), atol=1e-6)
+        assert epsilon == 0 or 0.2 < (noise != step).float().mean() < 0.8
+    answers = predict_proba(pretrained.network, noisy)
+    assert [row["noise"][0] for row in found["rows"]] == [f"label {k}" for k in answers.argmax(1)]
+
+
 def test_noise_has_the_size_of_each_perturbation_and_is_asked_about():
     pretrained, asked = tiny(), []
     pretrained.network[1].bias.data[OSTRICH] -= 1.0  # so that there is a way to go

@@ -155,6 +155,19 @@ def test_the_camera_record_has_every_attack_once_for_each_seed(monkeypatch, tmp_
     for name, value in names.items():
         monkeypatch.setattr(photographs, name, value)
     monkeypatch.setattr(recorded, "FOLDER", tmp_path)
+    least, shown = predict_proba(model, data.x).argmin(1), []
+    moved, print_one = photographs.basic_iterative, photographs.PrintAndPhotograph()
+
+    def watched(network, x, y, levels, targeted=False, **options):
+        assert torch.equal(y, least if targeted else data.y)
+        return moved(network, x, y, levels, targeted=targeted, **options)
+
+    def camera(pictures):
+        shown.append(pictures)
+        return print_one(pictures)
+
+    monkeypatch.setattr(photographs, "basic_iterative", watched)
+    monkeypatch.setattr(photographs, "PrintAndPhotograph", lambda: camera)
     photographs.record_camera()
     rows = recorded.run(photographs.CAMERA)
     attacks = "none fast basic|iterative least|likely noise basic|iterative,|expected"
@@ -166,6 +179,14 @@ def test_the_camera_record_has_every_attack_once_for_each_seed(monkeypatch, tmp_
         for right, seen in kept.values():
             assert len(right) == len(seen) == 16 and set(seen) <= {0.0, 0.5, 1.0}
         assert any(right != seen for right, seen in kept.values())  # the camera does something
+    inside = (data.x > 0.02) & (data.x < 0.98)
+    (noisy,) = [
+        pictures for pictures in shown[: len(shown) // 2 : 2]
+        if len(pictures) == 16
+        and torch.allclose((pictures - data.x)[inside].abs(), torch.tensor(4 / 255), atol=1e-5)
+        and (pictures - data.x).sign()[inside].mean().abs() < 0.05
+    ]  # fmt: skip
+    assert not torch.equal(noisy, data.x)
     first, second = (row["photographs"] for row in rows.values())
     assert first["fast, 4"][0] == second["fast, 4"][0] and first != second
     monkeypatch.setattr(photographs, "origin", None)

@@ -518,7 +518,8 @@ WITHOUT = set(
     "Need Messages drawn_messages sms_spam squeezenet as_input load_photographs Captured "
     "NotFinite clip Game Side Folder share joint_loss share_statistics head write_tensors origin "
     "checkpoint_folder device_used record_squeezenet record_colour_network train_robust_mnist "
-    "record_robust_mnist train_fast_mnist record_fast_mnist record_attacks "
+    "record_robust_mnist train_fast_mnist record_fast_mnist train_maxout_mnist "
+    "record_maxout_mnist record_attacks "
     "dcgan_images device use_device seed settle Traced faster use_faster record_camera "
     "steal".split()
 )

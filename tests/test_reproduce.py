@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 
 from conftest import ROOT
 from minimax import chapters, collapse, dcgan, recorded, reproduce, robust
+from minimax.attacks import fgsm
 from minimax.collapse import Cell
+from minimax.evaluation import predict_proba
 from minimax.game.engine import bf16_pays
 from minimax.listing import listing
 from minimax.recorded import origin
@@ -364,6 +366,100 @@ def test_fast_training_goes_on_with_what_lacks_a_record(tmp_path, monkeypatch):
         assert len(row["rounds"]) == len(row["course"]["ten steps"]) and row["images"] == 4
 
 
+def test_each_start_of_fast_training_is_what_it_is_called(monkeypatch):
+    data = type("Data", (), {"x": torch.zeros(500, 1, 8, 8), "y": torch.arange(500) % 10,
+                             "__len__": lambda _: 500})()  # fmt: skip
+    monkeypatch.setattr(robust, "load", lambda name, split="train": data)
+    monkeypatch.setitem(robust.FAST_SETTINGS, "epochs", 4)
+    asked = {}
+    for start in robust.STARTS:
+        low = []
+
+        class Watched(torch.nn.Linear):
+            def forward(self, x, low=low):
+                if torch.is_grad_enabled() and self.training:
+                    low.append(x.min().item())
+                return super().forward(x)
+
+        robust.train_fast_mnist(torch.nn.Sequential(torch.nn.Flatten(), Watched(64, 10)), start)
+        asked[start] = min(low)
+    assert asked["the ball"] < -0.25  # on black images only a start that is not clipped is below
+    assert asked["the image"] == asked["the ball, clipped"] == 0
+
+
+def test_in_l2_noise_finds_what_lies_above_a_threshold(monkeypatch):
+    monkeypatch.setitem(robust.ATTACK_SETTINGS, "walks", 60)
+
+    class Threshold(torch.nn.Module):
+        def forward(self, x):
+            above = (x.flatten(1) - 0.5).relu().sum(1)
+            return torch.stack([torch.full_like(above, 0.5), above], 1)
+
+    torch.manual_seed(0)
+    x, bright = torch.zeros(4, 1, 28, 28), torch.ones(8, 1, 28, 28)
+    others = torch.cat([x, bright])
+    y, classes = torch.zeros(4).long(), torch.tensor([0] * 4 + [1] * 8)
+    left = robust._in_l2(Threshold(), x, y, others, classes)
+    assert left["PGD"][-1] == 1 > left["PGD through noise"][-1], left
+
+
+def test_maxout_networks_are_recorded_with_both_trainings(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    x, y = torch.rand(40, 1, 28, 28) / 2 + 0.25, torch.arange(40) % 10
+    data = type("Data", (), {"x": x, "y": y, "__len__": lambda _: 300})()
+    seen = {"rounds": [], "rates": [], "by FGSM": [], "networks": [], "images": []}
+    play, train, score = robust.play, robust.adversarial_training, robust.accuracy
+    build = robust.maxout_network
+
+    def played(players, batches, rounds, seed):
+        for layer in players[0].modules[0].modules():
+            if isinstance(layer, torch.nn.Linear):
+                layer.weight.data *= 10  # so that the bound has something to do
+        seen["rounds"].append(rounds)
+        seen["rates"].append([players[0].schedule(over) for over in (0.0, 0.5, 1.0)])
+        return play(players, batches, rounds=4, seed=seed)
+
+    def adversarial(network, epsilon, mix, **options):
+        seen["by FGSM"].append((epsilon, mix))
+        return train(network, epsilon, mix=mix, **options)
+
+    def built(pixels):
+        seen["networks"].append(build(pixels, units=4))
+        return seen["networks"][-1]
+
+    def scored(network, images, labels):
+        seen["images"].append(images)
+        return score(network, images, labels)
+
+    for name, one in {
+        "load": lambda name, split="train": data, "play": played, "accuracy": scored,
+        "adversarial_training": adversarial, "maxout_network": built,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(robust, name, one)
+    monkeypatch.setattr(recorded, "FOLDER", tmp_path)
+    robust.record_maxout_mnist([3])
+    assert seen["rounds"] == [120, 120] and seen["rates"] == [[1, 0.5, 0]] * 2
+    assert seen["by FGSM"] == [(0.25, 0.5)]
+    rows = recorded.run(robust.MAXOUT)
+    for row, network in zip(rows.values(), reversed(seen["networks"]), strict=True):
+        moved = fgsm(network, x, y, 0.25)
+        measured = row["measured"]
+        assert measured["clean"] == 1 - score(network, x, y)
+        assert measured["FGSM"] == pytest.approx(1 - score(network, moved, y))
+        said = predict_proba(network, moved)
+        wrong = said.argmax(1) != y
+        assert measured["confidence when wrong"] == pytest.approx(said[wrong].amax(1).mean().item())
+    for clean, noisy in zip(seen["images"][::2], seen["images"][1::2], strict=True):
+        assert torch.equal(clean, x)
+        assert torch.allclose((noisy - x).abs(), torch.tensor(0.25), atol=1e-6)
+        for name, weight in network.named_parameters():
+            norms = weight.detach().norm(dim=-1)
+            assert "bias" in name or 1.9 < norms.max() < 1.9366
+    assert sorted(rows) == ["FGSM, seed 3", "clean, seed 3"]
+    robust.record_maxout_mnist([3])  # the rows are there
+    assert len(seen["rounds"]) == 2
+
+
 def test_in_l2_an_image_is_left_if_no_attack_finds_it(monkeypatch):
     monkeypatch.setitem(robust.ATTACK_SETTINGS, "walks", 60)
     monkeypatch.setitem(robust.ATTACK_SETTINGS, "steps", 5)
@@ -458,6 +554,9 @@ def test_provenance_names_seed_and_copies_and_older_records_their_seeds():
     assert recorded.provenance(new) == f"{said}, seed 0, 10 copies, 9 s in all."
     one = record | {"seeds": [0], "copies": 1}
     assert recorded.provenance(one) == f"{said}, seed 0, 1 copy, 9 s in all."
+    two = recorded.provenance(old, old | {"commit": "abd", "seeds": [2], "date": "2026-01-03"})
+    assert two == ("Recorded 2026-01-02 and 2026-01-03 at commits abc, abd on a CPU, "
+                   "seeds 0, 1, 2, 18 s in all.")  # fmt: skip
     noted = record | {"note": "when two pages were one"}
     assert recorded.provenance(noted) == f"{said}, 9 s in all, when two pages were one."
 

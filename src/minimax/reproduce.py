@@ -38,12 +38,15 @@ def _parser() -> argparse.ArgumentParser:
         text = "the folder of records; default: the package's own"
         one.add_argument("--out", type=Path, default=recorded.FOLDER, help=text)
 
+    def with_seeds(one: argparse.ArgumentParser) -> None:
+        one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+
     kind("list", "Show what is recorded: when, where, with which seeds, and what is stale.", _list)
 
     one = kind("chapter", "Run a chapter at paper scale, one seed after another.", _chapter)
     names = chapters.chapters()
     one.add_argument("name", choices=names or None, metavar="NAME", help=", ".join(names) or None)
-    one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    with_seeds(one)
 
     one = kind("timings", "Measure what each chapter takes at quick scale.", _timings)
     one.add_argument("names", nargs="*", metavar="NAME", help="chapters; default: all")
@@ -68,8 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     robustly = "Train the robust network of Defenses on MNIST and record its weights."
     kind("robust", robustly, lambda arguments: robust.record_robust_mnist())
     fast = "Train networks of Defenses by single steps, as Wong et al. do, and record how they do."
+    maxout = "Train maxout networks with FGSM and without, as Goodfellow et al. do; record errors."
     one = kind("fast", fast, lambda arguments: robust.record_fast_mnist(arguments.seeds))
-    one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    with_seeds(one)
+    one = kind("maxout", maxout, lambda arguments: robust.record_maxout_mnist(arguments.seeds))
+    with_seeds(one)
     hard = "Attack that network and an ordinary one, for Evaluating defenses; record what is left."
     kind("attacks", hard, lambda arguments: robust.record_attacks())
     seen = "Attack the photographs with the pretrained network and record what it then says."

@@ -144,19 +144,25 @@ def compare(
         show(provenance(record))
 
 
-def provenance(record: Mapping[str, Any]) -> str:
-    """Return one sentence that says where a recorded run comes from.
+def provenance(*records: Mapping[str, Any]) -> str:
+    """Return one sentence that says where a recorded run comes from, or several, taken together.
 
     Introduced in *Adversarial examples*.
     """
-    seeds = ", ".join(str(seed) for seed in record.get("seeds", []))
+
+    def all_of(key: str) -> list[Any]:
+        return sorted({one[key] for one in records if key in one})
+
+    seeds = ", ".join(map(str, sorted({seed for one in records for seed in one.get("seeds", [])})))
     games = f", seeds {seeds}" if seeds else ""
-    if copies := record.get("copies"):
+    if copies := records[0].get("copies"):
         games = f", seed {seeds}, {copies} cop{'y' if copies == 1 else 'ies'}"
-    note = f", {record['note']}" if "note" in record else ""
+    commits = all_of("commit")
     return (
-        f"Recorded {record['date']} at commit {record['commit']} on {record['device']}{games}"
-        f", {record['seconds']:.0f} s in all{note}."
+        f"Recorded {' and '.join(all_of('date'))} at commit{'s' * (len(commits) > 1)} "
+        f"{', '.join(commits)} on {', '.join(all_of('device'))}{games}"
+        f", {sum(one['seconds'] for one in records):.0f} s in all"
+        f"{''.join(f', {note}' for note in all_of('note'))}."
     )
 
 
