@@ -99,7 +99,7 @@ def test_the_grid_records_each_pair_once_with_its_controls(monkeypatch, tmp_path
     monkeypatch.setattr(recorded, "FOLDER", tmp_path)
     substitutes._served.cache_clear()
     asked, attacked = [], []
-    train, attack = substitutes.train_substitute, substitutes.fgsm
+    train, step = substitutes.train_substitute, substitutes.fgsm
 
     def training(oracle, network, seeds, **options):
         asked.append(seeds)
@@ -107,7 +107,7 @@ def test_the_grid_records_each_pair_once_with_its_controls(monkeypatch, tmp_path
 
     def attacking(network, x, *rest):
         attacked.append(x)
-        return attack(network, x, *rest)
+        return step(network, x, *rest)
 
     monkeypatch.setattr(substitutes, "train_substitute", training)
     monkeypatch.setattr(substitutes, "fgsm", attacking)
