@@ -181,7 +181,7 @@ class _MaxNorm(torch.optim.SGD):
         for group in self.param_groups:
             for w in group["params"]:
                 if w.dim() > 1:
-                    w.copy_(w.renorm(2, 0, MAXOUT_SETTINGS["norm"]))
+                    w.renorm_(2, 0, MAXOUT_SETTINGS["norm"])
         return loss
 
 
@@ -198,9 +198,10 @@ def train_maxout_mnist(network: nn.Module, by_fgsm: bool, seed: int = 0) -> None
         "lr": s["lr"], "schedule": lambda progress: 1 - progress,
         "optimiser": partial(_MaxNorm, momentum=s["momentum"]),
     }  # fmt: skip
-    player = Player(network, lambda x, y: cross_entropy(network(x), y), **options)
     if by_fgsm:
         player = adversarial_training(network, s["epsilon"], mix=s["mix"], **options)
+    else:
+        player = Player(network, lambda x, y: cross_entropy(network(x), y), **options)
     batches = minibatches(data.x, data.y, size=s["batch"])
     play([player], batches, rounds=len(data) // s["batch"] * s["epochs"], seed=seed)
 
