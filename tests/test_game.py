@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import mse_loss, softplus
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
@@ -422,6 +423,30 @@ def faster(request, monkeypatch):
     assert bool(found) == (request.param == 0)
 
 
+@pytest.mark.parametrize(
+    ("multiply", "faster"),
+    [
+        (lambda x, w: x @ w, True),
+        (lambda x, w: x.T @ w, False),  # MKL takes a transposed one as it lies
+        (lambda x, w: x.double() @ w.double(), False),
+        (lambda x, w: torch.addmm(w[0], x, w), True),
+        (lambda x, w: torch.addmm(w[0], x, w, beta=0.5), False),
+        (lambda x, w: torch.addmm(w, x, w), False),
+    ],
+    ids=["plain", "transposed", "64 bits", "bias", "a share of it", "a matrix as bias"],
+)
+def test_other_products_stay_as_they_are(multiply, faster, monkeypatch):
+    monkeypatch.setattr(products, "LARGE", 0)
+    torch.manual_seed(0)
+    x, w = torch.randn(4, 4), torch.randn(4, 4)
+    program = make_fx(multiply, tracing_mode="fake")(x, w)
+    products.use_faster(program)
+    program.recompile()
+    used = [node for node in program.graph.nodes if node.target is products.ops.product.default]
+    assert bool(used) == faster
+    assert torch.allclose(program(x, w), multiply(x, w), atol=1e-5)
+
+
 @pytest.mark.parametrize("copies", [None, 3])
 @pytest.mark.parametrize("name", ["plain", "slopes", "shares drawn", "images", "strides"])
 def test_a_traced_game_is_the_same_game(name, copies, faster):
@@ -659,6 +684,54 @@ def test_a_captured_round_is_the_round_that_was_played_before(captured, copies):
         assert (rounder.graph is not None) == graph
         found.append([losses, *weights])
     assert len(found[0][0].unique()) > 12
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_a_schedule_writes_into_the_rate_that_a_graph_has_captured():
+    players = non_saturating(*networks(), lr=1e-2, schedule=lambda over: 1 - over)
+    game = engine.Game(players, None, 0, reinitialise, False, False)
+    groups = [group for side in game.sides for group in side.optimiser.param_groups]
+    captured = [torch.tensor(group["lr"]) for group in groups]
+    for group, rate in zip(groups, captured, strict=True):
+        group["lr"] = rate
+    game.set_rates(0.25)
+    assert [rate.item() for rate in captured] == pytest.approx([0.0075] * len(groups))
+
+
+def test_an_optimiser_that_can_not_be_captured_is_named(captured):
+    players = non_saturating(*networks(), optimiser=torch.optim.SGD, lr=1e-2)
+    game = engine.Game(players, None, 0, reinitialise, False, False)
+    with pytest.warns(UserWarning, match="SGD and SGD can't be captured"):
+        rounder = capture.Captured(game.round, game.sides)
+    with game.playing():
+        for _ in range(6):
+            rounder.round([game.draw(BATCHES) for _ in range(game.turns)])
+    assert rounder.graph is None
+
+
+def test_a_batch_of_another_dtype_is_not_rounded_into_the_captured_one(captured):
+    def fractions(generator):
+        return tuple(part / 3 for part in BATCHES(generator))
+
+    def whole(generator):
+        return tuple((9 * part).long() for part in BATCHES(generator))
+
+    found = []
+    for graph in (False, True):
+        D, _ = networks(normalised=False)
+        asked = []
+
+        def loss(real, noise, asked=asked, D=D):
+            asked.append(real.dtype)
+            return softplus(-D(real.float())).mean()
+
+        losses, weights, rounder = captured(
+            [Player(D, loss)], 12, None, graph,
+            batches=lambda round: whole if round < 8 else fractions,
+        )  # fmt: skip
+        found.append([losses, *weights])
+        assert torch.float32 in asked
+    assert rounder.graph is not None
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 

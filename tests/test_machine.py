@@ -1,5 +1,6 @@
 """What the package takes of the machine when it is imported."""
 
+import importlib
 import os
 import platform
 
@@ -7,6 +8,7 @@ import joblib
 import pytest
 import torch
 
+import minimax
 from minimax import machine
 
 
@@ -31,6 +33,14 @@ def test_threads_follow_what_is_free(
     monkeypatch.setattr(machine, "_processors", lambda: range(processors))
     monkeypatch.setattr(joblib, "cpu_count", lambda: allowed)
     assert machine.settle() == torch.get_num_threads() == threads
+
+
+def test_the_package_settles_when_it_is_imported(monkeypatch):
+    called = []
+    monkeypatch.setattr(machine, "settle", lambda: called.append("processors"))
+    monkeypatch.setattr(machine, "keep_memory", lambda: called.append("memory"))
+    importlib.reload(minimax)
+    assert called == ["processors", "memory"]
 
 
 def test_what_the_reader_has_set_stays(two_threads, monkeypatch):

@@ -127,6 +127,18 @@ def test_shared_normalisation_alone_is_the_ordinary_one():
         parallel.share_statistics(torch.nn.BatchNorm1d(3))
 
 
+def test_shared_normalisation_without_weights_is_that_of_the_whole_batch(monkeypatch):
+    monkeypatch.setattr(parallel, "processes", lambda: 2)
+    monkeypatch.setattr(parallel, "all_reduce", lambda values: 2 * values)
+    torch.manual_seed(0)
+    x = 3 + torch.randn(4, 3, 5, 5)
+    for options in ({"affine": False}, {"affine": False, "track_running_stats": False}):
+        shared, ordinary = (torch.nn.BatchNorm2d(3, **options) for _ in range(2))
+        parallel.share_statistics(shared)
+        assert type(shared) is parallel.SharedBatchNorm2d
+        assert torch.allclose(shared(x), ordinary(torch.cat([x, x]))[:4], atol=1e-4)
+
+
 @pytest.mark.parametrize("momentum", [0.1, 0.0, None])
 def test_shared_normalisation_is_that_of_the_whole_batch_far_from_zero_too(momentum, monkeypatch):
     """As if two processes held equal halves: then a sum over both is twice one's own."""

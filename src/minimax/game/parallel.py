@@ -6,6 +6,7 @@ one process would play alone, up to rounding.
 
 import os
 from collections.abc import Callable
+from itertools import chain
 
 import torch
 from torch import Tensor, distributed, nn
@@ -82,8 +83,10 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         variance = all_reduce(offset.square().mean(axes)) / processes()
         if self.track_running_stats:
             self._remember(mean, variance, x.numel() / x.shape[1] * processes())
-        scale = self.weight / (variance + self.eps).sqrt()
-        shift = self.bias - mean * scale
+        scale = (variance + self.eps).rsqrt()
+        shift = -mean * scale
+        if self.affine:
+            scale, shift = scale * self.weight, shift * self.weight + self.bias
         return (x * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
 
     @torch.no_grad()
@@ -101,8 +104,9 @@ def share_statistics(network: nn.Module) -> None:
     On a GPU they become torch.nn.SyncBatchNorm, elsewhere SharedBatchNorm2d. Raises ValueError for
     one that is not two-dimensional.
     """
+    on_gpu = any(value.is_cuda for value in chain(network.parameters(), network.buffers()))
     for part in network.modules():
-        if type(part) is nn.BatchNorm2d and part.weight.is_cuda:
+        if type(part) is nn.BatchNorm2d and on_gpu:
             part.__class__ = nn.SyncBatchNorm  # type: ignore[assignment]
             part.process_group = None  # type: ignore[assignment]
         elif type(part) is nn.BatchNorm2d:
